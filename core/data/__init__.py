@@ -1,0 +1,20 @@
+"""Trajectories from Minari to tensors."""
+
+from core.data.conditions import drop_conditions, return_ranks
+from core.data.normalisers import Affine
+from core.data.storage import Dataset, Provenance, list_datasets, read_dataset, read_provenance, write_dataset
+from core.data.trajectories import Trajectories, window_rows
+
+__all__ = [
+    "Affine",
+    "Dataset",
+    "Provenance",
+    "Trajectories",
+    "drop_conditions",
+    "list_datasets",
+    "read_dataset",
+    "read_provenance",
+    "return_ranks",
+    "window_rows",
+    "write_dataset",
+]

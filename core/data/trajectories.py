@@ -1,0 +1,129 @@
+"""Trajectories of teams in memory, and windows of them gathered by index."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Trajectories:
+    """E episodes of A agents, stored flat over S rows. An episode of L steps takes L + 1 rows, so that every row has
+    its observation; the actions, rewards and costs of its last row are zeros. A single agent is A = 1.
+
+    Attributes:
+        observations: [S, A, O]. actions: [S, A, U]. rewards, costs: [S, A], of the step that starts at the row.
+        offsets: [E + 1], first row of each episode and, last, S.
+        terminated: [E] bool, False where the episode was cut off by its time limit.
+        tags: [E] integers that say which behaviour made an episode, -1 where unknown.
+    """
+
+    observations: Tensor
+    actions: Tensor
+    rewards: Tensor
+    costs: Tensor
+    offsets: Tensor
+    terminated: Tensor
+    tags: Tensor = field(default_factory=lambda: torch.empty(0))
+
+    def __post_init__(self) -> None:
+        rows = self.observations.shape[0]
+        if not (self.actions.shape[0] == self.rewards.shape[0] == self.costs.shape[0] == rows == int(self.offsets[-1])):
+            raise ValueError(f"observations, actions, rewards, costs and offsets disagree about the {rows} rows")
+        if int((self.offsets[1:] - self.offsets[:-1]).min()) < 2:
+            raise ValueError("every episode needs at least one step")
+
+    @property
+    def episodes(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def steps(self) -> int:
+        """Environment steps, all agents together counting once."""
+        return self.observations.shape[0] - self.episodes
+
+    @property
+    def agents(self) -> int:
+        return self.observations.shape[1]
+
+    @cached_property
+    def episode(self) -> Tensor:
+        """Episode of each row [S]."""
+        return torch.repeat_interleave(torch.arange(self.episodes), self.offsets[1:] - self.offsets[:-1])
+
+    @cached_property
+    def time(self) -> Tensor:
+        """Step within its episode of each row [S]."""
+        return torch.arange(self.observations.shape[0]) - self.offsets[:-1][self.episode]
+
+    @cached_property
+    def last(self) -> Tensor:
+        """Row of the final observation of each row's episode [S]."""
+        return (self.offsets[1:] - 1)[self.episode]
+
+    @cached_property
+    def decisions(self) -> Tensor:
+        """The rows that hold an action: all but the last of each episode."""
+        return torch.nonzero(torch.arange(self.observations.shape[0]) < self.last).squeeze(1)
+
+    def episode_sums(self, values: Tensor) -> Tensor:
+        """Sum over each episode of a row quantity [S, ...] -> [E, ...]."""
+        return values.new_zeros(self.episodes, *values.shape[1:]).index_add_(0, self.episode, values)
+
+    @cached_property
+    def returns(self) -> Tensor:
+        """Undiscounted return of each episode and agent [E, A]."""
+        return self.episode_sums(self.rewards)
+
+    @cached_property
+    def scores(self) -> Tensor:
+        """Score of each episode [E]: its return, averaged over agents."""
+        return self.returns.mean(dim=1)
+
+    def returns_to_go(self, discount: float = 1.0) -> Tensor:
+        """Discounted sum of the rewards from each row to the end of its episode [S, A]."""
+        result = self.rewards.double().clone()
+        for ends in _steps_from_the_end(self.last):
+            result[ends] += discount * result[ends + 1]
+        return result.to(self.rewards.dtype)
+
+    def subset(self, episodes: Tensor) -> "Trajectories":
+        """The trajectories of the given episodes, in the given order."""
+        starts, ends = self.offsets[:-1][episodes], self.offsets[1:][episodes]
+        rows = torch.cat([torch.arange(a, b) for a, b in zip(starts.tolist(), ends.tolist(), strict=True)])
+        return Trajectories(
+            self.observations[rows],
+            self.actions[rows],
+            self.rewards[rows],
+            self.costs[rows],
+            torch.cat([ends.new_zeros(1), torch.cumsum(ends - starts, 0)]),
+            self.terminated[episodes],
+            self.tags[episodes] if len(self.tags) else self.tags,
+        )
+
+    @staticmethod
+    def concatenate(parts: Sequence["Trajectories"]) -> "Trajectories":
+        lengths = torch.cat([part.offsets[1:] - part.offsets[:-1] for part in parts])
+        names = ("observations", "actions", "rewards", "costs", "terminated", "tags")
+        return Trajectories(
+            offsets=torch.cat([lengths.new_zeros(1), torch.cumsum(lengths, 0)]),
+            **{name: torch.cat([getattr(part, name) for part in parts]) for name in names},
+        )
+
+
+def _steps_from_the_end(last: Tensor) -> list[Tensor]:
+    """Rows grouped by their distance 1, 2, ... from the end of their episode."""
+    distance = last - torch.arange(len(last))
+    order = torch.argsort(distance, stable=True)
+    groups = torch.split(order, torch.bincount(distance).tolist())
+    return list(groups[1:])
+
+
+def window_rows(last: Tensor, starts: Tensor, horizon: int) -> tuple[Tensor, Tensor]:
+    """Rows [B, T] of windows that start at the given rows [B] and repeat their episode's last row (`last`, [S]) where
+    they pass its end, and a mask [B, T] that is True where the row holds a real action."""
+    last = last[starts][:, None]
+    rows = starts[:, None] + torch.arange(horizon, device=starts.device)
+    return torch.minimum(rows, last), rows < last
