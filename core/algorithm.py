@@ -1,0 +1,144 @@
+"""What every algorithm is to the trainer, the evaluator and the command line."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, Self
+
+import torch
+from torch import Tensor, nn
+
+from core import checkpoints
+from core.config import from_dict
+from core.data.trajectories import Trajectories
+from core.device import device_of
+from core.errors import UserError
+from core.rollout import Policy
+from core.runs import Run
+from core.samplers import SamplerConfig
+
+
+@dataclass(frozen=True)
+class TeamSpec:
+    """Sizes of a team's task: A agents with observations of O and actions of U entries."""
+
+    agents: int
+    observation_dim: int
+    action_dim: int
+
+
+@dataclass
+class GuidanceConfig:
+    """What a planner is asked for.
+
+    Attributes:
+        scale: of classifier-free guidance; 0 ignores the condition, 1 is the conditional model.
+        returns: wanted return as a rank among the data, 0 the worst and 1 the best.
+    """
+
+    scale: float = 1.2
+    returns: float = 0.9
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.returns <= 1:
+            raise ValueError(f"guidance.returns is a rank in [0, 1], got {self.returns}")
+        if self.scale < 0:
+            raise ValueError(f"guidance.scale must be at least 0, got {self.scale}")
+
+
+@dataclass
+class Acting:
+    """The sampling side of a trained model: all of it can change without retraining.
+
+    Attributes:
+        temperature: factor on the initial noise; 0.5 is Decision Diffuser's and MADiff's "low temperature".
+    """
+
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0:
+            raise ValueError(f"temperature must be at least 0, got {self.temperature}")
+
+
+class Batches(Protocol):
+    """Training items gathered by index, all at once, on the device."""
+
+    def __len__(self) -> int: ...
+
+    def gather(self, index: Tensor) -> Any:
+        """Items of an index tensor [B]."""
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One optimiser's share of a training step.
+
+    Attributes:
+        parameters: what it optimises.
+        loss: (batch, generator) -> named scalars; "loss" is minimised, the others are logged.
+        every: it takes part in one training step of this many.
+    """
+
+    name: str
+    parameters: Sequence[nn.Parameter]
+    loss: Callable[[Any, torch.Generator], dict[str, Tensor]]
+    every: int = 1
+
+
+class Algorithm(nn.Module, ABC):
+    """A trainable method. All it learned, its data's statistics included, is in its state dict.
+
+    Attributes:
+        config_class: the dataclass it is configured by; its `name` is the algorithm's in configurations.
+        uses: which of "sampler", "scale" and "returns" change what its policy does; it ignores the others, and
+            tables leave them empty.
+    """
+
+    config_class: ClassVar[type]
+    uses: frozenset[str] = frozenset()
+
+    def __init__(self, config: Any, spec: TeamSpec):
+        super().__init__()
+        self.config = config
+        self.spec = spec
+
+    @classmethod
+    def load(cls, folder: str | Path, device: str = "cpu") -> Self:
+        """The trained algorithm of a run folder, with its averaged weights.
+
+        Raises:
+            UserError: no run there, one of another algorithm, or a corrupt checkpoint.
+        """
+        run = Run.open(Path(folder))
+        config = dict(run.config["algo"])
+        known = from_dict(cls.config_class, {}, "").name
+        if config.get("name") != known:
+            raise UserError(f"{folder} is a run of {config.get('name')!r}, not of {known!r}")
+        try:
+            algorithm = cls(
+                from_dict(cls.config_class, config, f"{folder}/config.yaml"), TeamSpec(**run.config["spec"])
+            )
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{folder}/config.yaml does not describe a {known}: {error}") from error
+        checkpoints.load_trained(algorithm, run.checkpoint)
+        return algorithm.to(device_of(device))
+
+    @abstractmethod
+    def prepare(self, trajectories: Trajectories) -> Batches:
+        """Take the statistics of the data and lay it out for training, on the algorithm's device."""
+
+    @abstractmethod
+    def phases(self) -> Sequence[Phase]:
+        """The optimisers' shares of a training step, in their order."""
+
+    def after_step(self) -> None:
+        """What follows a training step: target networks, dual variables."""
+        return
+
+    @abstractmethod
+    def policy(self, acting: Acting) -> Policy:
+        """The trained policy under the given sampling side."""

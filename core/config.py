@@ -1,0 +1,158 @@
+"""Hydra composition with one clear line for every mistake.
+
+Groups of YAML files in `configs` choose among presets; the dataclasses beside the code hold the real defaults, the
+types and the checks. Hydra alone answers a bad override with several lines and a traceback.
+"""
+
+from collections.abc import Iterator, Sequence
+from itertools import product
+from typing import Any
+
+from hydra import compose, initialize_config_module
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from core.errors import UserError, nearest
+
+
+def register(name: str, node: type, group: str | None = None) -> None:
+    """Make a dataclass a schema that the YAML files build on."""
+    ConfigStore.instance().store(name=name, node=node, group=group)
+
+
+def compose_config(name: str, overrides: Sequence[str]) -> DictConfig:
+    """Compose the configuration `name` of the package `configs`.
+
+    Raises:
+        UserError: an override is malformed, names no known key or choice, or has a value of the wrong type.
+    """
+    parsed = _parse(overrides)
+    with initialize_config_module("configs", version_base="1.3"):
+        for override in parsed:
+            _check_choice(override)
+        try:
+            return compose(name, list(overrides))
+        except (HydraException, OmegaConfBaseException) as error:
+            known = _keys(compose(name, [o.input_line or "" for o in parsed if _is_group(o)]))
+            for override in parsed:
+                _check_key(override, known)
+            reason = error.__cause__ or error
+            raise UserError(
+                f"{_first_line(error)}: {_first_line(reason)}" if error.__cause__ else _first_line(error)
+            ) from error
+
+
+def to_object(config: DictConfig) -> Any:
+    """The dataclass that a configuration node stands for, checked by its own `__post_init__`.
+
+    Raises:
+        UserError: a value is missing, of the wrong type or out of range.
+    """
+    try:
+        return OmegaConf.to_object(config)
+    except ValueError as error:
+        raise UserError(_first_line(error)) from error
+    except OmegaConfBaseException as error:
+        cause = error.__cause__
+        raise UserError(_first_line(cause if isinstance(cause, ValueError) else error)) from error
+
+
+def grid(overrides: Sequence[str]) -> Iterator[list[str]]:
+    """Every combination of overrides whose values are lists with commas, the last one varying fastest.
+
+    Raises:
+        UserError: an override is malformed.
+    """
+    choices = []
+    for override in _parse(overrides):
+        if override.is_sweep_override():
+            key = override.get_key_element()
+            choices.append([f"{key}={value}" for value in override.sweep_string_iterator()])
+        else:
+            choices.append([override.input_line or ""])
+    return (list(combination) for combination in product(*choices))
+
+
+def from_dict(cls: type, values: dict[str, Any], where: str) -> Any:
+    """Build a configuration dataclass from a saved dictionary, with the same checks as from the command line.
+
+    Raises:
+        UserError: an unknown key, a wrong type or a value out of range.
+    """
+    try:
+        return to_object(OmegaConf.merge(OmegaConf.structured(cls), values))  # type: ignore[arg-type]
+    except OmegaConfBaseException as error:
+        raise UserError(f"{where} does not fit {cls.__name__}: {_first_line(error)}") from error
+
+
+def _parse(overrides: Sequence[str]) -> list[Override]:
+    for override in overrides:
+        if "=" not in override:
+            raise UserError(f"{override!r} is not an option: write name=value")
+    try:
+        return OverridesParser.create().parse_overrides(list(overrides))
+    except HydraException as error:
+        raise UserError(_first_line(error)) from error
+
+
+def _is_group(override: Override) -> bool:
+    return bool(_options(override))
+
+
+def _options(override: Override) -> list[str]:
+    """Choices of the group an override sets, empty where it sets a value; nested groups by their paths."""
+    loader = GlobalHydra.instance().config_loader()
+
+    def walk(group: str, prefix: str) -> list[str]:
+        names = [prefix + name for name in loader.get_group_options(group) if not name.startswith("schema")]
+        for child in loader.list_groups(group):
+            names += walk(f"{group}/{child}", f"{prefix}{child}/")
+        return names
+
+    key = override.key_or_group
+    return walk(key, "") if "." not in key and key in loader.list_groups("") else []
+
+
+def _check_choice(override: Override) -> None:
+    options = _options(override)
+    value = override.value()
+    if options and value not in options:
+        raise UserError(f"unknown {override.key_or_group} {value!r}: {nearest(str(value), options)}")
+
+
+def _check_key(override: Override, known: list[str]) -> None:
+    key = override.key_or_group
+    if key not in known and not _is_group(override):
+        raise UserError(f"unknown option {key!r}: {nearest(key, known)}")
+
+
+def _keys(config: DictConfig, prefix: str = "") -> list[str]:
+    keys = []
+    for key in config:
+        name = f"{prefix}{key!s}"
+        node = config._get_node(key)
+        if isinstance(node, DictConfig) and not node._is_none():
+            keys += _keys(node, f"{name}.")
+        else:
+            keys.append(name)
+    return keys
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+def differences(saved: Any, wanted: Any, prefix: str = "") -> list[str]:
+    """Keys at which two configurations, as plain dictionaries, differ."""
+    if isinstance(saved, dict) and isinstance(wanted, dict):
+        found = []
+        for key in sorted(saved.keys() | wanted.keys()):
+            found += differences(saved.get(key), wanted.get(key), f"{prefix}{key}.")
+        return found
+    return [] if saved == wanted else [f"{prefix[:-1]} was {saved}, is {wanted}"]
