@@ -1,0 +1,1 @@
+"""Hydra configuration groups; the real defaults stand in the dataclasses beside the code."""

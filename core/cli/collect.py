@@ -1,0 +1,59 @@
+"""`convoy collect`."""
+
+from collections.abc import Callable
+from dataclasses import asdict, replace
+
+import torch
+
+import marl
+from core.cli.commands import Collect, data_root
+from core.cli.compose import configure
+from core.data import Provenance, write_dataset
+from core.errors import UserError
+from core.progress import bar, console
+from core.rollout import rollout
+from core.runs import versions
+
+
+def command(arguments: list[str]) -> None:
+    config = configure("collect", arguments)
+    if config is None:
+        return
+    with bar(f"collecting {config.quality}", config.episodes * config.task.max_cycles) as advance:
+        dataset_id, score = collect(config, advance)
+    console.print(
+        f"wrote [bold]{dataset_id}[/] to {data_root(config.data)}: {config.episodes} episodes, mean return {score:.2f}"
+    )
+
+
+def collect(config: Collect, progress: Callable[[int], None] = lambda steps: None) -> tuple[str, float]:
+    """Collect a dataset and write it; returns its id and mean score.
+
+    Raises:
+        UserError: unknown quality, a dataset that exists, or a folder that cannot be written.
+    """
+    torch.set_num_threads(1)
+    team = marl.scripted_team(config.task.name, config.quality)
+    dataset_id = config.task.dataset_id(config.quality)
+    root = data_root(config.data)
+    if (root / dataset_id).exists() and not config.overwrite:
+        raise UserError(f"dataset {dataset_id} already exists in {root}: pass overwrite=true to replace it")
+    seeds = range(config.seed, config.seed + config.episodes)
+    trajectories = rollout(team, config.task.make, seeds, parallel=config.parallel, progress=progress).trajectories
+    trajectories = replace(trajectories, tags=team.tags(seeds))
+    references = config.task.references
+    provenance = Provenance(
+        task=config.task.name,
+        rules=config.task.rules,
+        quality=config.quality,
+        behaviour=asdict(team.steering),
+        behaviours=list(team.behaviours),
+        agents=list(config.task.make().possible_agents),
+        seed=config.seed,
+        episodes=config.episodes,
+        references=asdict(references) if references else {},
+        generator=f"convoy-rl {versions()['convoy-rl']}",
+        licence="CC0-1.0",
+    )
+    write_dataset(dataset_id, trajectories, provenance, root, overwrite=config.overwrite)
+    return dataset_id, float(trajectories.scores.mean())

@@ -1,0 +1,130 @@
+"""What each verb is configured by."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import MISSING
+
+import marl
+from core.algorithm import Acting, GuidanceConfig
+from core.config import register
+from core.data.storage import default_root
+from core.samplers import SamplerConfig
+from core.training import TrainerConfig
+
+
+def _at_least_one(command: Any, *names: str) -> None:
+    for name in names:
+        if getattr(command, name) < 1:
+            raise ValueError(f"{name} must be at least 1, got {getattr(command, name)}")
+
+
+@dataclass
+class Collect:
+    """Roll out a scripted team and write a Minari dataset.
+
+    Attributes:
+        quality: the behaviour. episodes: how many. seed: of the first; the others follow it.
+        data: folder of datasets, Minari's own unless given. overwrite: replace a dataset of the same id.
+        parallel: environments stepped at once.
+    """
+
+    task: marl.TaskConfig = field(default_factory=marl.TaskConfig)
+    quality: str = "expert"
+    episodes: int = 2000
+    seed: int = 0
+    data: str | None = None
+    overwrite: bool = False
+    parallel: int = 256
+
+    def __post_init__(self) -> None:
+        _at_least_one(self, "episodes", "parallel")
+        if self.seed < 0:
+            raise ValueError(f"seed must be at least 0, got {self.seed}")
+
+
+@dataclass
+class Train:
+    """Train an algorithm on a dataset; the same command resumes a run that was stopped.
+
+    Attributes:
+        dataset: a quality of the task, or a full Minari id. data: folder of datasets, Minari's own unless given.
+        run: the run's folder, runs/TASK-DATASET-METHOD-sSEED unless given.
+        method: the name in tables, the chosen preset of `algo` unless given.
+    """
+
+    task: marl.TaskConfig = field(default_factory=marl.TaskConfig)
+    algo: Any = MISSING
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    dataset: str = "expert"
+    data: str | None = None
+    run: str | None = None
+    method: str = ""
+
+
+@dataclass
+class Evaluate(Acting):
+    """Roll out a trained run in its environment.
+
+    Attributes:
+        run: the run's folder. episodes: how many. seed: of the first; the others follow it.
+        parallel: environments stepped at once, with one planning call for all of them.
+        device: "auto" takes CUDA where there is one. threads: CPU threads.
+    """
+
+    run: str = MISSING
+    episodes: int = 200
+    seed: int = 1_000_000
+    parallel: int = 256
+    device: str = "auto"
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _at_least_one(self, "episodes", "parallel", "threads")
+
+
+@dataclass
+class Demo:
+    """The whole story: two datasets, MADiff and three baselines on each, the guidance ablation, a report.
+
+    Attributes:
+        output: folder of the demo. collected: episodes of each dataset. episodes: of each evaluation.
+        datasets: qualities of mpe/spread. planner, baselines: presets of `algo`.
+        scales: guidance scales of the planner. returns: the rank that planner and baselines are asked for.
+        overrides: further options of every training. seed: of everything.
+        workers: processes, with one CPU thread each; 0 takes one for each core.
+    """
+
+    output: str = "runs/demo"
+    collected: int = 2000
+    episodes: int = 256
+    datasets: list[str] = field(default_factory=lambda: ["expert", "mixed"])
+    planner: str = "madiff"
+    baselines: list[str] = field(default_factory=lambda: ["bc", "bc_returns", "bc_best"])
+    scales: list[float] = field(default_factory=lambda: [0.0, 1.0, 1.4, 2.0])
+    returns: float = 0.9
+    overrides: list[str] = field(default_factory=list)
+    seed: int = 0
+    workers: int = 0
+
+    def __post_init__(self) -> None:
+        _at_least_one(self, "collected", "episodes")
+
+
+def register_schemas() -> None:
+    """Tell Hydra of every dataclass that the YAML files build on."""
+    for command in (Collect, Train, Evaluate, Demo):
+        register(f"schema_{command.__name__.lower()}", command)
+    for name, algorithm in marl.ALGORITHMS.items():
+        register(f"schema_{name}", algorithm.config_class, "algo")
+    register("schema", marl.TaskConfig, "task")
+    register("schema", TrainerConfig, "trainer")
+    register("schema", SamplerConfig, "sampler")
+    register("schema", GuidanceConfig, "guidance")
+
+
+def data_root(data: str | None) -> Path:
+    """The folder of datasets that a command works with."""
+    return (Path(data).expanduser() if data else default_root()).resolve()

@@ -1,0 +1,57 @@
+"""`convoy VERB [name=value ...]`."""
+
+import signal
+import sys
+from collections.abc import Callable, Sequence
+
+from core.errors import UserError, nearest
+from core.progress import errors
+
+_HELP = """\
+Convoy: diffusion planners for teams, and for staying safe.
+
+  convoy demo                                  the whole story in minutes: data, training, plans, report
+  convoy collect  task=mpe/spread quality=expert episodes=2000
+  convoy data     list | info DATASET
+  convoy train    algo=madiff task=mpe/spread dataset=expert [run=FOLDER]
+  convoy evaluate run=FOLDER [episodes=200 sampler=ddim sampler.steps=5,10 guidance.scale=0,1.2,2]
+  convoy report   FOLDER...
+
+Options are name=value; commas in `evaluate` make a grid. `convoy VERB --help` lists a verb's options,
+`convoy VERB ... --cfg` prints the configuration it would run with.
+"""
+
+
+def _verbs() -> dict[str, Callable[[list[str]], None]]:
+    from core.cli import collect, data, demo, evaluate, report, train
+
+    return {
+        "demo": demo.command,
+        "collect": collect.command,
+        "data": data.command,
+        "train": train.command,
+        "evaluate": evaluate.command,
+        "report": report.command,
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a verb. Exit codes: 0 done, 2 a mistake in the input, 130 interrupted, 143 terminated."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_HELP, end="")
+        return 0
+    try:
+        verbs = _verbs()
+        if arguments[0] not in verbs:
+            raise UserError(f"unknown verb {arguments[0]!r}: {nearest(arguments[0], verbs)}")
+        verbs[arguments[0]](arguments[1:])
+    except UserError as error:
+        errors.print(f"convoy: {error}", markup=False, highlight=False)
+        return 2
+    except KeyboardInterrupt:
+        errors.print("convoy: stopped; the same command goes on from here", markup=False)
+        return 128 + signal.SIGINT
+    except BrokenPipeError:
+        return 0
+    return 0

@@ -1,0 +1,6 @@
+def command(arguments):
+    raise SystemExit
+
+
+def report_page(*a, **k):
+    pass

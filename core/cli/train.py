@@ -1,0 +1,144 @@
+"""`convoy train`."""
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+import marl
+from core.algorithm import Algorithm, TeamSpec
+from core.cli.commands import Train, data_root
+from core.cli.compose import configure
+from core.data import Dataset, read_dataset, read_provenance
+from core.device import device_of
+from core.errors import UserError
+from core.progress import console, progress_bars
+from core.runs import Run
+from core.training import Trainer
+
+Progress = Callable[[int, dict[str, float]], None]
+
+
+def command(arguments: list[str]) -> None:
+    config = configure("train", arguments)
+    if config is None:
+        return
+    config.method = config.method or _choice(arguments, "algo") or config.algo.name
+    folder = run_folder(config)
+    with progress_bars() as bars, interruptible() as stop:
+        task = bars.add_task(f"training {folder.name}", total=config.trainer.steps, note="")
+
+        def progress(step: int, metrics: dict[str, float]) -> None:
+            bars.update(task, completed=step, note=f"loss {metrics['loss']:.4f}" if "loss" in metrics else "")
+
+        run = train(config, folder, progress, stop)
+    console.print(f"trained [bold]{run.folder}[/]: evaluate it with  convoy evaluate run={run.folder}")
+
+
+def _choice(arguments: list[str], group: str) -> str:
+    """The preset that the arguments choose of a group, "" for its default."""
+    chosen = [argument.split("=", 1)[1] for argument in arguments if argument.startswith(f"{group}=")]
+    return chosen[-1] if chosen else ""
+
+
+def run_folder(config: Train) -> Path:
+    """The run's folder: the given one, or a name of what is trained on what."""
+    dataset = config.dataset.removesuffix("-v0").replace("/", "-")
+    name = f"{config.task.name.replace('/', '-')}-{dataset}-{config.method}-s{config.trainer.seed}"
+    return Path(config.run).expanduser() if config.run else Path("runs") / name
+
+
+@contextmanager
+def interruptible() -> Iterator[Callable[[], bool]]:
+    """Turn Ctrl-C and SIGTERM into a request to stop after the step; a second Ctrl-C stops at once."""
+    asked: list[int] = []
+
+    def ask(number: int, _frame: object) -> None:
+        if asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        asked.append(number)
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def train(
+    config: Train,
+    folder: Path,
+    progress: Progress = lambda step, metrics: None,
+    stop: Callable[[], bool] = lambda: False,
+) -> Run:
+    """Train a run in `folder`, or go on with the one that is there.
+
+    Raises:
+        UserError: the dataset does not exist or is another task's, the network cannot take the configuration, the
+            folder cannot be written or holds another run, or the checkpoint is corrupt.
+        KeyboardInterrupt: `stop` asked to; a checkpoint was written.
+    """
+    torch.set_num_threads(config.trainer.threads)
+    device = device_of(config.trainer.device)
+    dataset = load_dataset(config)
+    spec = TeamSpec(
+        dataset.trajectories.agents, dataset.trajectories.observations.shape[-1], dataset.trajectories.actions.shape[-1]
+    )
+    torch.manual_seed(config.trainer.seed)
+    algorithm = build(config.algo, spec).to(device)
+    run = Run.create(folder, resolved(config, dataset, spec))
+    batches = algorithm.prepare(dataset.trajectories)
+    trainer = Trainer(algorithm, batches, config.trainer, folder)
+    if trainer.rows:
+        progress(trainer.step, trainer.rows[-1])
+    if not trainer.run(progress, stop):
+        raise KeyboardInterrupt
+    return run
+
+
+def build(config: object, spec: TeamSpec) -> Algorithm:
+    """The algorithm that a configuration names.
+
+    Raises:
+        UserError: the network cannot take the configuration.
+    """
+    name = getattr(config, "name", "")
+    try:
+        return marl.ALGORITHMS[name](config, spec)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def load_dataset(config: Train) -> Dataset:
+    """The command's dataset, by quality or by id.
+
+    Raises:
+        UserError: there is none, it is another task's, or it cannot be read.
+    """
+    root = data_root(config.data)
+    named = config.task.dataset_id(config.dataset) if "/" not in config.dataset else config.dataset
+    provenance = read_provenance(named, root)
+    made_for = (provenance.task, provenance.rules)
+    if made_for != (config.task.name, config.task.rules):
+        is_of = f"of task {made_for[0]} under rules {made_for[1]}" if provenance.task else "of no known task"
+        raise UserError(
+            f"dataset {named} is {is_of}, not of {config.task.name} under {config.task.rules}: "
+            "choose another dataset or task"
+        )
+    return read_dataset(named, root)
+
+
+def resolved(config: Train, dataset: Dataset, spec: TeamSpec) -> dict[str, object]:
+    """Everything that decides what is learned, as plain data."""
+    return {
+        "method": config.method,
+        "task": asdict(config.task),
+        "algo": asdict(config.algo),
+        "trainer": asdict(config.trainer),
+        "dataset": {"id": dataset.id, "quality": dataset.provenance.quality, "fingerprint": dataset.fingerprint()},
+        "spec": asdict(spec),
+    }

@@ -1,0 +1,202 @@
+"""The one training loop: any algorithm, resumable at any moment to the same weights."""
+
+import csv
+import io
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from core import checkpoints
+from core.algorithm import Algorithm, Batches
+from core.ema import EMA
+from core.errors import UserError
+from core.files import write_text
+
+DECAYS = ("cosine", "none")
+
+
+@dataclass
+class TrainerConfig:
+    """How an algorithm is trained.
+
+    Attributes:
+        steps: training steps. batch_size: items a step. learning_rate: of Adam, after `warmup` steps of linear rise.
+        decay: "cosine" lets the learning rate fall to 0 at the last step, "none" keeps it.
+        ema: decay of the averaged parameters, which are the ones that act. gradient_clip: largest norm, 0 for none.
+        checkpoint_every, log_every: steps between checkpoints and between rows of the metrics.
+        seed: of the initial weights, the data order and the noise.
+        device: "auto" takes CUDA where there is one. threads: CPU threads; small networks are fastest with one.
+    """
+
+    steps: int = 6000
+    batch_size: int = 64
+    learning_rate: float = 4e-3
+    warmup: int = 200
+    decay: str = "cosine"
+    ema: float = 0.999
+    gradient_clip: float = 0.0
+    checkpoint_every: int = 500
+    log_every: int = 50
+    seed: int = 0
+    device: str = "auto"
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "checkpoint_every", "log_every", "threads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"trainer.{name} must be at least 1, got {getattr(self, name)}")
+        if self.learning_rate <= 0:
+            raise ValueError(f"trainer.learning_rate must be positive, got {self.learning_rate}")
+        if self.warmup < 0 or self.gradient_clip < 0:
+            raise ValueError("trainer.warmup and trainer.gradient_clip must be at least 0")
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"trainer.ema lies in [0, 1), got {self.ema}")
+        if self.decay not in DECAYS:
+            raise ValueError(f"unknown trainer.decay {self.decay!r}: choose one of {', '.join(DECAYS)}")
+        if self.device not in ("auto", "cpu") and not self.device.startswith("cuda"):
+            raise ValueError(f"unknown trainer.device {self.device!r}: choose auto, cpu or cuda")
+
+
+class Trainer:
+    """Trains an algorithm on prepared batches and keeps its state in a folder.
+
+    `checkpoint.safetensors` holds the weights, their averages, the optimisers' state, the generator and the step;
+    `metrics.csv` a row every `log_every` steps. A trainer made in a folder that has them goes on from there.
+    """
+
+    def __init__(self, algorithm: Algorithm, batches: Batches, config: TrainerConfig, folder: Path):
+        self.algorithm = algorithm
+        self.batches = batches
+        self.config = config
+        self.folder = folder
+        self.device = next(algorithm.parameters()).device
+        self.phases = list(algorithm.phases())
+        self.optimisers = [
+            torch.optim.Adam(phase.parameters, config.learning_rate, fused=True) for phase in self.phases
+        ]
+        self.ema = EMA(algorithm, config.ema)
+        self.generator = torch.Generator(self.device).manual_seed(config.seed)
+        self.step = 0
+        self.seconds = 0.0
+        self.rows: list[dict[str, float]] = []
+        if (folder / "checkpoint.safetensors").exists():
+            self._resume()
+
+    def run(
+        self,
+        progress: Callable[[int, dict[str, float]], None] = lambda step, metrics: None,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> bool:
+        """Train to the last step, or until `stop()` says so between two steps; a checkpoint is written either way.
+
+        Returns whether the training is complete. `progress` is told of each new row of the metrics.
+
+        Raises:
+            UserError: the loss is not finite, or nothing can be written to the folder.
+        """
+        config = self.config
+        begin = time.perf_counter() - self.seconds
+        sums: dict[str, Tensor] = {}
+        self.algorithm.train()
+        try:
+            while self.step < config.steps:
+                if stop():
+                    self.save()
+                    return False
+                for name, value in self._train_step().items():
+                    sums[name] = sums[name] + value if name in sums else value
+                self.step += 1
+                if self.step % config.log_every == 0 or self.step == config.steps:
+                    self.seconds = time.perf_counter() - begin
+                    self._log(sums)
+                    progress(self.step, self.rows[-1])
+                    sums = {}
+                if self.step % config.checkpoint_every == 0 or self.step == config.steps:
+                    self.seconds = time.perf_counter() - begin
+                    self.save()
+        except FloatingPointError as error:
+            raise UserError(f"{error}; lower trainer.learning_rate or set trainer.gradient_clip") from error
+        return True
+
+    def _train_step(self) -> dict[str, Tensor]:
+        config = self.config
+        index = torch.randint(len(self.batches), (config.batch_size,), generator=self.generator, device=self.device)
+        batch = self.batches.gather(index)
+        rate = self.learning_rate(self.step)
+        metrics: dict[str, Tensor] = {}
+        for phase, optimiser in zip(self.phases, self.optimisers, strict=True):
+            if self.step % phase.every:
+                continue
+            for group in optimiser.param_groups:
+                group["lr"] = rate
+            losses = phase.loss(batch, self.generator)
+            optimiser.zero_grad(set_to_none=True)
+            losses["loss"].backward()
+            if config.gradient_clip:
+                nn.utils.clip_grad_norm_(phase.parameters, config.gradient_clip)
+            optimiser.step()
+            for name, value in losses.items():
+                key = name if len(self.phases) == 1 else f"{phase.name}.{name}"
+                metrics[key] = value.detach()
+        self.algorithm.after_step()
+        self.ema.update()
+        return metrics
+
+    def learning_rate(self, step: int) -> float:
+        config = self.config
+        rate = config.learning_rate * min(1.0, (step + 1) / max(1, config.warmup))
+        if config.decay == "cosine":
+            rate *= 0.5 * (1 + math.cos(math.pi * step / config.steps))
+        return rate
+
+    def _log(self, sums: dict[str, Tensor]) -> None:
+        first = self.rows[-1]["step"] if self.rows else 0
+        count = self.step - first
+        means = {name: float(value) / count for name, value in sums.items()}
+        if not all(math.isfinite(value) for value in means.values()):
+            raise FloatingPointError(f"training diverged before step {self.step}: {means}")
+        self.rows.append({"step": self.step, "seconds": round(self.seconds, 3), **means})
+
+    def save(self) -> None:
+        """Write the metrics, then the checkpoint: a checkpoint never knows of rows that are not there."""
+        table = io.StringIO()
+        if self.rows:
+            writer = csv.DictWriter(table, fieldnames=list(self.rows[0]), restval="")
+            writer.writeheader()
+            writer.writerows(self.rows)
+        try:
+            write_text(self.folder / "metrics.csv", table.getvalue())
+        except OSError as error:
+            raise UserError(f"cannot write metrics to {self.folder}: {error.strerror}") from error
+        tensors = {f"model.{name}": value for name, value in self.algorithm.state_dict().items()}
+        tensors |= {f"ema.{name}": value for name, value in self.ema.average.items()}
+        for phase, optimiser in zip(self.phases, self.optimisers, strict=True):
+            tensors |= checkpoints.optimiser_tensors(optimiser, f"optimiser.{phase.name}.")
+        tensors["generator"] = self.generator.get_state()
+        metadata = {"step": str(self.step), "ema_updates": str(self.ema.updates), "seconds": repr(self.seconds)}
+        checkpoints.save(self.folder / "checkpoint.safetensors", tensors, metadata)
+
+    def _resume(self) -> None:
+        path = self.folder / "checkpoint.safetensors"
+        tensors, metadata = checkpoints.load(path)
+        checkpoints.load_state(self.algorithm, checkpoints.strip(tensors, "model."), path)
+        self.ema.load(checkpoints.strip(tensors, "ema."), int(metadata["ema_updates"]))
+        for phase, optimiser in zip(self.phases, self.optimisers, strict=True):
+            checkpoints.load_optimiser(optimiser, checkpoints.strip(tensors, f"optimiser.{phase.name}."))
+        self.generator.set_state(tensors["generator"])
+        self.step = int(metadata["step"])
+        self.seconds = float(metadata["seconds"])
+        self.rows = [row for row in read_metrics(self.folder / "metrics.csv") if row["step"] <= self.step]
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """Rows of a metrics file, empty where there is none."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
