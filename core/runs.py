@@ -78,6 +78,11 @@ class Run:
         """The run's name in tables."""
         return str(self.config["method"])
 
+    @property
+    def dataset(self) -> str:
+        """Quality of the data it was trained on."""
+        return str(self.config["dataset"]["quality"])
+
     def append_rows(self, rows: list["Row"]) -> None:
         """Add evaluations to the run's table, evaluations.json."""
         table = [asdict(row) for row in self.rows()] + [asdict(row) for row in rows]
@@ -109,6 +114,7 @@ class Row:
         return_mean: over episodes, of the team's mean return. interval: its 95% confidence interval.
         normalised_score: 0 is the random, 100 the scripted expert team; None without references.
         cost_mean: over episodes, of the summed costs per agent. episodes: how many; seed: of the first.
+        cost_limit, violation_rate: a budget and the share of episodes above it; None where none was given.
         seconds_per_decision: of the policy, for one team. training_seconds: of the run.
     """
 
@@ -125,6 +131,8 @@ class Row:
     seed: int
     seconds_per_decision: float
     training_seconds: float
+    cost_limit: float | None = None
+    violation_rate: float | None = None
 
 
 def versions() -> dict[str, str]:

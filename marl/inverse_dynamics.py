@@ -1,6 +1,7 @@
 """From planned observations to actions."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ class InverseConfig:
 
     Attributes:
         hidden: units of both hidden layers.
+        entries: observation entries that it reads; all of them where the list is empty.
         source: the successors it is trained on: "data" takes the true ones, as published; "estimate" the denoiser's
             estimates of them, whose errors are those of the plans it will read.
         noise_below: with "estimate", only noise levels below this diffusion time count: at high noise an estimate is
@@ -24,11 +26,14 @@ class InverseConfig:
     """
 
     hidden: int = 256
+    entries: list[int] = field(default_factory=list)
     source: str = "data"
     noise_below: float = 0.4
     noise: float = 0.0
 
     def __post_init__(self) -> None:
+        if any(entry < 0 for entry in self.entries) or len(set(self.entries)) < len(self.entries):
+            raise ValueError(f"inverse.entries must be distinct and at least 0, got {list(self.entries)}")
         if self.source not in SOURCES:
             raise ValueError(f"unknown inverse.source {self.source!r}: choose one of {', '.join(SOURCES)}")
         if not 0 < self.noise_below <= 1:
@@ -40,10 +45,17 @@ class InverseConfig:
 class InverseDynamics(nn.Module):
     """MLP a_t = f(o_t, o_{t+1}), one for all agents, on normalised observations (MADiff, section 4.2)."""
 
-    def __init__(self, observation_dim: int, action_dim: int, hidden: int = 256):
+    entries: Tensor
+
+    def __init__(self, observation_dim: int, action_dim: int, hidden: int = 256, entries: Sequence[int] = ()):
+        """Reads the given entries of the O of an observation, all of them where none are given."""
         super().__init__()
-        self.net = mlp(2 * observation_dim, action_dim, hidden)
+        if max(entries, default=0) >= observation_dim:
+            raise ValueError(f"inverse.entries names entry {max(entries)} of observations of {observation_dim} entries")
+        self.register_buffer("entries", torch.tensor(list(entries) or list(range(observation_dim))), persistent=False)
+        self.net = mlp(2 * len(self.entries), action_dim, hidden)
 
     def forward(self, observations: Tensor, successors: Tensor) -> Tensor:
         """Two [..., O] -> [..., U]."""
-        return self.net(torch.cat([observations, successors], dim=-1))
+        pair = [values.index_select(-1, self.entries) for values in (observations, successors)]
+        return self.net(torch.cat(pair, dim=-1))

@@ -149,7 +149,9 @@ class MADiff(Algorithm):
         )
         self.denoiser = NetworkDenoiser(network, SCHEDULES[config.schedule](), config.prediction)
         self.inverse = (
-            None if self.joint else InverseDynamics(spec.observation_dim, spec.action_dim, config.inverse.hidden)
+            None
+            if self.joint
+            else InverseDynamics(spec.observation_dim, spec.action_dim, config.inverse.hidden, config.inverse.entries)
         )
         self.normaliser = Affine(spec.observation_dim, config.normaliser)
         self.known: Tensor

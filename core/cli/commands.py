@@ -70,6 +70,7 @@ class Evaluate(Acting):
     Attributes:
         run: the run's folder. episodes: how many. seed: of the first; the others follow it.
         parallel: environments stepped at once, with one planning call for all of them.
+        cost_limit: budget of the cost of an episode, averaged over agents, to hold the costs against.
         device: "auto" takes CUDA where there is one. threads: CPU threads.
     """
 
@@ -77,12 +78,15 @@ class Evaluate(Acting):
     episodes: int = 200
     seed: int = 1_000_000
     parallel: int = 256
+    cost_limit: float | None = None
     device: str = "auto"
     threads: int = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _at_least_one(self, "episodes", "parallel", "threads")
+        if self.cost_limit is not None and self.cost_limit < 0:
+            raise ValueError(f"cost_limit must be at least 0, got {self.cost_limit}")
 
 
 @dataclass

@@ -10,6 +10,7 @@ from rich.box import SIMPLE
 from rich.table import Table
 
 import marl
+import safe
 from core.algorithm import Algorithm
 from core.checkpoints import load
 from core.cli.commands import Evaluate
@@ -41,7 +42,7 @@ def distinct(cells: Sequence[Evaluate], runs: dict[str, Run]) -> list[Evaluate]:
     seen: dict[str, Evaluate] = {}
     for cell in cells:
         uses = algorithm_of(runs[cell.run]).uses
-        key = [cell.run, cell.episodes, cell.seed]
+        key = [cell.run, cell.episodes, cell.seed, cell.cost_limit]
         key += [cell.temperature, cell.sampler] if "sampler" in uses else []
         key += [cell.guidance.scale] if "scale" in uses else []
         key += [cell.guidance.returns] if "returns" in uses else []
@@ -86,6 +87,7 @@ def evaluate(run: Run, cells: Sequence[Evaluate], progress: Callable[[int], None
             "returns": cell.guidance.returns if "returns" in algorithm.uses else None,
             "episodes": cell.episodes,
             "seed": cell.seed,
+            "cost_limit": cell.cost_limit,
         }
         known = [row for row in run.rows() if settings.items() <= asdict(row).items()]
         if known:
@@ -95,9 +97,10 @@ def evaluate(run: Run, cells: Sequence[Evaluate], progress: Callable[[int], None
         seeds = range(cell.seed, cell.seed + cell.episodes)
         result = rollout(algorithm.policy(cell), task.make, seeds, parallel=cell.parallel, progress=progress)
         mean, interval = mean_interval(result.trajectories.scores)
-        costs = result.trajectories.episode_sums(result.trajectories.costs)
+        costs = result.trajectories.episode_sums(result.trajectories.costs).mean(dim=1)
+        limit = cell.cost_limit
         row = Row(
-            dataset=run.config["dataset"]["quality"],
+            dataset=run.dataset,
             method=run.method,
             **settings,
             return_mean=mean,
@@ -106,6 +109,7 @@ def evaluate(run: Run, cells: Sequence[Evaluate], progress: Callable[[int], None
             cost_mean=float(costs.mean()),
             seconds_per_decision=result.seconds_per_decision,
             training_seconds=float(load(run.checkpoint)[1]["seconds"]),
+            violation_rate=None if limit is None else safe.summarise_costs(costs, limit).violation_rate,
         )
         run.append_rows([row])
         rows.append(row)
@@ -122,7 +126,7 @@ def table(rows: Sequence[Row]) -> Table:
     result = Table(box=SIMPLE)
     for heading, side in (
         ("dataset", "left"), ("method", "left"), ("sampler", "left"), ("scale", "right"), ("returns", "right"),
-        ("return", "right"), ("95% interval", "right"), ("normalised", "right"), ("cost", "right"),
+        ("return", "right"), ("95% interval", "right"), ("normalised", "right"), ("cost", "right"), ("over limit", "right"),
         ("episodes", "right"), ("ms a decision", "right"),
     ):  # fmt: skip
         result.add_column(heading, justify=side)  # type: ignore[arg-type]
@@ -137,6 +141,7 @@ def table(rows: Sequence[Row]) -> Table:
             f"{row.interval[0]:.2f} to {row.interval[1]:.2f}",
             "" if row.normalised_score is None else f"{row.normalised_score:.1f}",
             f"{row.cost_mean:.2f}",
+            "" if row.violation_rate is None else f"{row.violation_rate:.1%} of {row.cost_limit:g}",
             str(row.episodes),
             f"{1000 * row.seconds_per_decision:.3f}",
         )
