@@ -50,7 +50,8 @@ class NetworkDenoiser(nn.Module):
 
     def predict(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
         """The network's own output, which is what training compares with `target`."""
-        return self.network(x, t.to(x.device, x.dtype).expand(x.shape[0]), cond)
+        t = t.to(x.device, torch.promote_types(x.dtype, torch.float32))  # bf16 cannot tell neighbouring times apart
+        return self.network(x, t.expand(x.shape[0]), cond)
 
     def target(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """What the network should have said of alpha x0 + sigma noise."""
@@ -79,7 +80,11 @@ class Clip:
         """low and high broadcast against a sample [B, ...]."""
         self.denoiser = denoiser
         self.schedule = denoiser.schedule
-        self.low, self.high = (torch.as_tensor(bound) for bound in (low, high))
+        self.low, self.high = low, high
 
     def __call__(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
-        return torch.clamp(self.denoiser(x, t, cond), self.low.to(x), self.high.to(x))
+        x0 = self.denoiser(x, t, cond)
+        low, high = (
+            bound.to(x0) if isinstance(bound, Tensor) else x0.new_full((), bound) for bound in (self.low, self.high)
+        )
+        return torch.clamp(x0, low, high)

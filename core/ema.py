@@ -5,7 +5,8 @@ from torch import Tensor, nn
 
 
 class EMA:
-    """Averages parameters in one fused call a step; the decay rises from 0.1 to its value as (1 + n) / (10 + n)."""
+    """Averages parameters in one fused call a step; the decay of update n is (1 + n) / (10 + n), until that
+    exceeds the one given."""
 
     def __init__(self, module: nn.Module, decay: float):
         if not 0 <= decay < 1:

@@ -21,6 +21,11 @@ def _shift(z: Tensor, bits: int) -> Tensor:
     return (z >> bits) & ((1 << (64 - bits)) - 1)
 
 
+def _signed(number: int) -> int:
+    """The number modulo 2^64 as a signed 64-bit integer."""
+    return (number + (1 << 63)) % (1 << 64) - (1 << 63)
+
+
 def _hash(z: Tensor) -> Tensor:
     z = (z ^ _shift(z, 30)) * _MIX1
     z = (z ^ _shift(z, 27)) * _MIX2
@@ -35,7 +40,7 @@ def normal(
     size = math.prod(shape)
     pairs = (size + 1) // 2
     counter = torch.arange(2 * pairs, device=keys.device) * _GOLDEN
-    key = _hash(_hash(keys * _GOLDEN + 1) + torch.tensor(stream + 1, device=keys.device) * _GOLDEN)
+    key = _hash(_hash(keys * _GOLDEN + 1) + _signed((stream + 1) * _GOLDEN))
     bits = _shift(_hash(key[:, None] + counter), 11)  # 53 bits
     uniform = (bits.to(torch.float64) + 0.5) * 2.0**-53
     radius = torch.sqrt(-2 * torch.log(uniform[:, :pairs]))
@@ -46,6 +51,6 @@ def normal(
 
 def keys_of(noise: Tensor) -> Tensor:
     """An integer key [B] for each sample of initial noise [B, ...], from its bits: later noise hangs on the first."""
-    bits = noise.detach().double().flatten(1).contiguous().view(torch.int64)
+    bits = noise.detach().double().reshape(len(noise), -1).contiguous().view(torch.int64)
     counter = torch.arange(bits.shape[1], device=bits.device) * _GOLDEN
     return _hash(bits + counter).sum(dim=1)

@@ -146,21 +146,24 @@ class DPMSolver(Sampler):
         start, end = step.start, step.end
         x0 = denoise(x)
         direction = x0
+        # The last step, to sigma = 0, is first order, and so is one after levels that share their lambda (VPCosine
+        # within 0.0006 of t = 1).
         if self.order == 2 and memory is not None and step.previous is not None and math.isfinite(end.lam):
-            # The estimate extrapolated to the middle of the step; the last step, to sigma = 0, is first order.
-            slope = (end.lam - start.lam) / (2 * (start.lam - step.previous.lam))
-            direction = torch.lerp(memory, x0, 1 + slope)
+            behind = start.lam - step.previous.lam
+            if behind > 0:  # the estimate extrapolated to the middle of the step
+                direction = torch.lerp(memory, x0, 1 + (end.lam - start.lam) / (2 * behind))
         keep = end.sigma / start.sigma
         return keep * x + (end.alpha - keep * start.alpha) * direction, x0
 
 
 @dataclass
 class SamplerConfig:
-    """A sampler by name: "ddim", "ddpm" or "dpm" (DPM-Solver++ of the given order), and its grid."""
+    """A sampler by name: "ddim", "ddpm" or "dpm" (DPM-Solver++ of the given order), and its grid; `spacing` is the
+    sampler's own unless given."""
 
     name: str = "ddim"
     steps: int = 5
-    spacing: str = "time"
+    spacing: str | None = None
     stop: float = 0.0
     order: int = 2
 
@@ -169,14 +172,13 @@ class SamplerConfig:
 
     def build(self) -> Sampler:
         if self.name == "dpm":
-            return DPMSolver(self.steps, self.spacing, self.stop, order=self.order)
+            return DPMSolver(self.steps, self.spacing or DPMSolver.spacing, self.stop, order=self.order)
         if self.name not in ("ddim", "ddpm"):
             raise ValueError(f"unknown sampler.name {self.name!r}: choose one of ddim, ddpm, dpm")
-        return DDIM(self.steps, self.spacing, self.stop, eta=1.0 if self.name == "ddpm" else 0.0)
+        return DDIM(self.steps, self.spacing or DDIM.spacing, self.stop, eta=1.0 if self.name == "ddpm" else 0.0)
 
     def __str__(self) -> str:
-        usual = "lambda" if self.name == "dpm" else "time"
-        extras = [self.spacing] if self.spacing != usual else []
+        extras = [self.spacing] if self.spacing else []
         extras += [f"order {self.order}"] if self.name == "dpm" and self.order != 2 else []
         extras += [f"stop {self.stop:g}"] if self.stop else []
         return ", ".join([f"{self.name}-{self.steps}", *extras])

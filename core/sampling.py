@@ -80,7 +80,7 @@ def sample(
                 iterates.append(x)
         for edit in edits:
             x = edit.finish(x)
-    faults = ~torch.isfinite(x.detach()).flatten(1).all(dim=1)
+    faults = ~torch.isfinite(x.detach()).reshape(len(x), -1).all(dim=1)
     if trace:
         iterates[-1] = x
     return Sample(x, tuple(iterates) if trace else (), faults)
@@ -88,7 +88,7 @@ def sample(
 
 def _estimate(denoiser: Denoiser, cond: Tensor | None, edits: Sequence[Edit], step: Step, x: Tensor) -> Tensor:
     """The clean estimate at the step's start, edits applied."""
-    x0 = denoiser(x, torch.tensor(step.start.t, dtype=torch.float64), cond)
+    x0 = denoiser(x, torch.full((), step.start.t, dtype=torch.float64, device=x.device), cond)
     for edit in edits:
         x0 = edit.estimate(x0, x, step)
     return x0

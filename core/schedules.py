@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-#: The least signal a level keeps. The cosine schedule is singular at t = 1: x0 estimates divide by alpha.
+#: The least signal that the cosine schedule keeps. It is singular at t = 1, and x0 estimates divide by alpha.
 MIN_ALPHA = 1e-3
 
 
@@ -68,8 +68,8 @@ class VPLinear(Schedule):
     beta_max: float = 20.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.beta_min < self.beta_max:
-            raise ValueError(f"VPLinear needs 0 < beta_min < beta_max, got {self.beta_min} and {self.beta_max}")
+        if not 0 < self.beta_min < self.beta_max < math.inf:
+            raise ValueError(f"VPLinear needs 0 < beta_min < beta_max < inf, got {self.beta_min} and {self.beta_max}")
 
     def _log_alpha(self, t: Tensor) -> Tensor:
         t = t.double()
@@ -99,8 +99,8 @@ class VPCosine(Schedule):
     s: float = 0.008
 
     def __post_init__(self) -> None:
-        if self.s <= 0:
-            raise ValueError(f"VPCosine needs an offset s > 0, got {self.s}")
+        if not 0 < self.s < math.inf:
+            raise ValueError(f"VPCosine needs a finite offset s > 0, got {self.s}")
 
     @property
     def _theta0(self) -> float:

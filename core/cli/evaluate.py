@@ -126,8 +126,8 @@ def table(rows: Sequence[Row]) -> Table:
     result = Table(box=SIMPLE)
     for heading, side in (
         ("dataset", "left"), ("method", "left"), ("sampler", "left"), ("scale", "right"), ("returns", "right"),
-        ("return", "right"), ("95% interval", "right"), ("normalised", "right"), ("cost", "right"), ("over limit", "right"),
-        ("episodes", "right"), ("ms a decision", "right"),
+        ("return", "right"), ("95% interval", "right"), ("normalised", "right"), ("cost", "right"),
+        ("over limit", "right"), ("episodes", "right"), ("ms a decision", "right"),
     ):  # fmt: skip
         result.add_column(heading, justify=side)  # type: ignore[arg-type]
     for row in rows:

@@ -140,8 +140,7 @@ def write_dataset(
                     data_format="hdf5",
                 )
                 dataset.storage.update_metadata({"convoy": asdict(provenance)})
-                if len(trajectories.tags):
-                    dataset.storage.update_episode_metadata({"behaviour": tag} for tag in trajectories.tags.tolist())
+                dataset.storage.update_episode_metadata({"behaviour": tag} for tag in trajectories.tags.tolist())
             if target.exists():
                 shutil.rmtree(target)
             target.parent.mkdir(parents=True, exist_ok=True)

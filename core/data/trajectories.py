@@ -17,7 +17,7 @@ class Trajectories:
         observations: [S, A, O]. actions: [S, A, U]. rewards, costs: [S, A], of the step that starts at the row.
         offsets: [E + 1], first row of each episode and, last, S.
         terminated: [E] bool, False where the episode was cut off by its time limit.
-        tags: [E] integers that say which behaviour made an episode, -1 where unknown.
+        tags: [E] integers that say which behaviour made an episode, -1 where unknown; all are, unless given.
     """
 
     observations: Tensor
@@ -26,14 +26,18 @@ class Trajectories:
     costs: Tensor
     offsets: Tensor
     terminated: Tensor
-    tags: Tensor = field(default_factory=lambda: torch.empty(0))
+    tags: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
 
     def __post_init__(self) -> None:
         rows = self.observations.shape[0]
         if not (self.actions.shape[0] == self.rewards.shape[0] == self.costs.shape[0] == rows == int(self.offsets[-1])):
             raise ValueError(f"observations, actions, rewards, costs and offsets disagree about the {rows} rows")
-        if int((self.offsets[1:] - self.offsets[:-1]).min()) < 2:
-            raise ValueError("every episode needs at least one step")
+        if int(self.offsets[0]) != 0 or int(self.offsets.diff().min()) < 2:
+            raise ValueError("offsets begin at 0, and every episode needs at least one step")
+        if not len(self.tags):
+            object.__setattr__(self, "tags", torch.full((self.episodes,), -1))
+        if not len(self.terminated) == len(self.tags) == self.episodes:
+            raise ValueError(f"terminated and tags need one entry for each of the {self.episodes} episodes")
 
     @property
     def episodes(self) -> int:
@@ -90,7 +94,9 @@ class Trajectories:
         return result.to(self.rewards.dtype)
 
     def subset(self, episodes: Tensor) -> "Trajectories":
-        """The trajectories of the given episodes, in the given order."""
+        """The trajectories of the given episodes [N], at least one, in the given order."""
+        if not len(episodes):
+            raise ValueError("a subset needs at least one episode")
         starts, ends = self.offsets[:-1][episodes], self.offsets[1:][episodes]
         rows = torch.cat([torch.arange(a, b) for a, b in zip(starts.tolist(), ends.tolist(), strict=True)])
         return Trajectories(
@@ -100,7 +106,7 @@ class Trajectories:
             self.costs[rows],
             torch.cat([ends.new_zeros(1), torch.cumsum(ends - starts, 0)]),
             self.terminated[episodes],
-            self.tags[episodes] if len(self.tags) else self.tags,
+            self.tags[episodes],
         )
 
     @staticmethod

@@ -128,7 +128,7 @@ class TemporalUNet(nn.Module):
         for level in reversed(range(levels - 1)):
             self.upsamples.append(nn.ConvTranspose1d(channels[level + 1], channels[level], 4, stride=2, padding=1))
             self.up_blocks.append(pair(2 * channels[level], channels[level]))
-        self.head = nn.Sequential(conv.block(width, width), nn.Conv1d(width, features, 1))
+        self.head = nn.Sequential(conv.block(channels[0], channels[0]), nn.Conv1d(channels[0], features, 1))
 
     def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
         """x [B, T, A, D], t [B] in [0, 1], cond [B, A, condition_dim] or None -> [B, T, A, D]."""
@@ -156,6 +156,8 @@ class TemporalUNet(nn.Module):
             if cond is not None:
                 raise ValueError("this network was built without a condition (condition_dim=0), but one was given")
             return time
+        if cond is not None and cond.ndim != 3:
+            raise ValueError(f"the condition must be [B, A, {self.condition_dim}], got {list(cond.shape)}")
         if cond is None:
             return torch.cat([time, torch.zeros_like(time)], dim=-1)
         return torch.cat([time, self.condition(cond).expand(batch, agents, -1)], dim=-1)
