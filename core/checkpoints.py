@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from core.errors import UserError
-from core.files import replacing
+from core.files import reason, replacing
 
 _DIGEST = "digest"
 
@@ -34,8 +34,7 @@ def save(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> No
         with replacing(path) as temporary:
             save_file(on_cpu, temporary, metadata={**metadata, _DIGEST: _digest(on_cpu)})
     except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"cannot write checkpoint {path}: {reason}; the previous one is kept") from error
+        raise UserError(f"cannot write checkpoint {path}: {reason(error)}; the previous one is kept") from error
 
 
 def load(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -53,6 +53,9 @@ def to_object(config: DictConfig) -> Any:
     Raises:
         UserError: a value is missing, of the wrong type or out of range.
     """
+    missing = sorted(OmegaConf.missing_keys(config))
+    if missing:
+        raise UserError(f"{missing[0]}= is missing: it has no default")
     try:
         return OmegaConf.to_object(config)
     except ValueError as error:

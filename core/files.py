@@ -1,6 +1,7 @@
 """Files that are written whole or not at all."""
 
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -28,26 +29,44 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    """Write a text file whole.
+
+    Raises:
+        UserError: the disk is full or the folder read-only; what `path` held before is still there.
+    """
+    try:
+        with replacing(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {reason(error)}; free the disk or choose another folder") from error
+
+
+def reason(error: Exception) -> str:
+    """What the system said, without the library's wrapping; HDF5 puts it in the middle of a line."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    quoted = re.search(r"error message = '([^']*)'", str(error))
+    return quoted[1] if quoted else " ".join(str(error).split()) or type(error).__name__
 
 
 def check_writable(folder: Path) -> None:
-    """Make `folder` and try it with a small file.
+    """Make `folder` and try it with a small file; one that was just made is removed again when that fails.
 
     Raises:
         UserError: it cannot be made or written to.
     """
+    new = not folder.exists()
+    probe = folder / f".probe-{os.getpid()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folder) as file:
-            file.write(bytes(4096))
-            file.flush()
-            os.fsync(file.fileno())
+        probe.write_bytes(bytes(4096))
+        probe.unlink()
     except OSError as error:
-        raise UserError(
-            f"cannot write to {folder}: {error.strerror or error}; free it or choose another folder"
-        ) from error
+        if folder.is_dir():
+            probe.unlink(missing_ok=True)
+            if new:
+                folder.rmdir()
+        raise UserError(f"cannot write to {folder}: {reason(error)}; free it or choose another folder") from error
 
 
 @contextmanager

@@ -169,10 +169,7 @@ class Trainer:
             writer = csv.DictWriter(table, fieldnames=list(self.rows[0]), restval="")
             writer.writeheader()
             writer.writerows(self.rows)
-        try:
-            write_text(self.folder / "metrics.csv", table.getvalue())
-        except OSError as error:
-            raise UserError(f"cannot write metrics to {self.folder}: {error.strerror}") from error
+        write_text(self.folder / "metrics.csv", table.getvalue())
         tensors = {f"model.{name}": value for name, value in self.algorithm.state_dict().items()}
         tensors |= {f"ema.{name}": value for name, value in self.ema.average.items()}
         for phase, optimiser in zip(self.phases, self.optimisers, strict=True):

@@ -19,10 +19,13 @@ def command(arguments: list[str]) -> None:
     config = configure("collect", arguments)
     if config is None:
         return
-    with bar(f"collecting {config.quality}", config.episodes * config.task.max_cycles) as advance:
+    # Writing an episode takes about as long as ten steps of it.
+    with bar(f"collecting {config.quality}", config.episodes * (config.task.max_cycles + 10)) as advance:
         dataset_id, score = collect(config, advance)
+        advance(config.episodes * 10)
     console.print(
-        f"wrote [bold]{dataset_id}[/] to {data_root(config.data)}: {config.episodes} episodes, mean return {score:.2f}"
+        f"wrote {dataset_id} to {data_root(config.data)}: {config.episodes} episodes, mean return {score:.2f}",
+        highlight=False,
     )
 
 

@@ -35,7 +35,9 @@ def command(arguments: list[str]) -> None:
     else:
         if len(words) != 2:
             raise UserError(f"convoy data info takes one dataset: write {_USAGE}")
-        _info(read_dataset(words[1], root))
+        with console.status(f"reading {words[1]}"):
+            dataset = read_dataset(words[1], root)
+        _info(dataset)
 
 
 def _summary(names: list[str], root: Path) -> Table:

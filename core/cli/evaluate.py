@@ -35,6 +35,16 @@ def command(arguments: list[str]) -> None:
         for name, run in runs.items():
             rows += evaluate(run, [cell for cell in cells if cell.run == name], advance)
     console.print(table(rows))
+    for line in dict.fromkeys(_references(task_of(run)) for run in runs.values()):
+        console.print(line, highlight=False)
+
+
+def _references(task: marl.TaskConfig) -> str:
+    """What a normalised score of the task means."""
+    if task.references is None:
+        return f"{task.name} with these settings has no reference scores"
+    scores = task.references
+    return f"normalised: 0 is {scores.random:g}, 100 is {scores.expert:g} ({scores.source})"
 
 
 def distinct(cells: Sequence[Evaluate], runs: dict[str, Run]) -> list[Evaluate]:

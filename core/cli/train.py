@@ -31,11 +31,16 @@ def command(arguments: list[str]) -> None:
     with progress_bars() as bars, interruptible() as stop:
         task = bars.add_task(f"training {folder.name}", total=config.trainer.steps, note="")
 
+        tenth = max(1, config.trainer.steps // 10)
+
         def progress(step: int, metrics: dict[str, float]) -> None:
-            bars.update(task, completed=step, note=f"loss {metrics['loss']:.4f}" if "loss" in metrics else "")
+            note = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items() if name.endswith("loss"))
+            bars.update(task, completed=step, note=note)
+            if not console.is_terminal and step // tenth > (step - config.trainer.log_every) // tenth:
+                console.print(f"step {step} of {config.trainer.steps}: {note}", highlight=False)
 
         run = train(config, folder, progress, stop)
-    console.print(f"trained [bold]{run.folder}[/]: evaluate it with  convoy evaluate run={run.folder}")
+    console.print(f"trained {run.folder}: evaluate it with  convoy evaluate run={run.folder}", highlight=False)
 
 
 def _choice(arguments: list[str], group: str) -> str:
@@ -129,7 +134,8 @@ def load_dataset(config: Train) -> Dataset:
             f"dataset {named} is {is_of}, not of {config.task.name} under {config.task.rules}: "
             "choose another dataset or task"
         )
-    return read_dataset(named, root)
+    with console.status(f"reading {named}"):
+        return read_dataset(named, root)
 
 
 def resolved(config: Train, dataset: Dataset, spec: TeamSpec) -> dict[str, object]:

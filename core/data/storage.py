@@ -24,7 +24,7 @@ from torch import Tensor
 
 from core.data.trajectories import Trajectories
 from core.errors import UserError, nearest
-from core.files import check_writable, scratch_folder
+from core.files import check_writable, reason, scratch_folder, write_text
 
 _ENVIRONMENT_VARIABLE = "MINARI_DATASETS_PATH"
 
@@ -145,8 +145,8 @@ def write_dataset(
                 shutil.rmtree(target)
             target.parent.mkdir(parents=True, exist_ok=True)
             (scratch / dataset_id).replace(target)
-    except OSError as error:
-        raise UserError(f"cannot write dataset {dataset_id} to {root}: {error.strerror or error}") from error
+    except (OSError, RuntimeError) as error:  # HDF5 says RuntimeError of a full disk
+        raise UserError(f"cannot write dataset {dataset_id} to {root}: {reason(error)}") from error
     if namespace:
         _declare_namespaces(namespace, root)
     return target
@@ -161,7 +161,7 @@ def _declare_namespaces(namespace: str, root: Path) -> None:
         folder = folder / part
         declaration = folder / NAMESPACE_METADATA_FILENAME
         if not declaration.exists():
-            declaration.write_text("{}")
+            write_text(declaration, "{}")
 
 
 def _buffers(trajectories: Trajectories, seed: int) -> Iterator[Any]:
