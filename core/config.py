@@ -38,7 +38,8 @@ def compose_config(name: str, overrides: Sequence[str]) -> DictConfig:
         try:
             return compose(name, list(overrides))
         except (HydraException, OmegaConfBaseException) as error:
-            known = _keys(compose(name, [o.input_line or "" for o in parsed if _is_group(o)]))
+            defaults = compose(name, [o.input_line or "" for o in parsed if _presets(o.key_or_group)])
+            known = _keys(defaults) + [str(key) for key in defaults]
             for override in parsed:
                 _check_key(override, known)
             reason = error.__cause__ or error
@@ -103,26 +104,26 @@ def _parse(overrides: Sequence[str]) -> list[Override]:
         raise UserError(_first_line(error)) from error
 
 
-def _is_group(override: Override) -> bool:
-    return bool(_options(override))
+def presets(group: str) -> list[str]:
+    """Choices of a configuration group, nested ones by their paths; empty where there is no such group."""
+    with initialize_config_module("configs", version_base="1.3"):
+        return _presets(group)
 
 
-def _options(override: Override) -> list[str]:
-    """Choices of the group an override sets, empty where it sets a value; nested groups by their paths."""
+def _presets(group: str) -> list[str]:
     loader = GlobalHydra.instance().config_loader()
 
-    def walk(group: str, prefix: str) -> list[str]:
-        names = [prefix + name for name in loader.get_group_options(group) if not name.startswith("schema")]
-        for child in loader.list_groups(group):
-            names += walk(f"{group}/{child}", f"{prefix}{child}/")
+    def walk(path: str, prefix: str) -> list[str]:
+        names = [prefix + name for name in loader.get_group_options(path) if not name.startswith("schema")]
+        for child in loader.list_groups(path):
+            names += walk(f"{path}/{child}", f"{prefix}{child}/")
         return names
 
-    key = override.key_or_group
-    return walk(key, "") if "." not in key and key in loader.list_groups("") else []
+    return walk(group, "") if "." not in group and group in loader.list_groups("") else []
 
 
 def _check_choice(override: Override) -> None:
-    options = _options(override)
+    options = _presets(override.key_or_group)
     value = override.value()
     if options and value not in options:
         raise UserError(f"unknown {override.key_or_group} {value!r}: {nearest(str(value), options)}")
@@ -130,7 +131,7 @@ def _check_choice(override: Override) -> None:
 
 def _check_key(override: Override, known: list[str]) -> None:
     key = override.key_or_group
-    if key not in known and not _is_group(override):
+    if key not in known and not _presets(key):
         raise UserError(f"unknown option {key!r}: {nearest(key, known)}")
 
 

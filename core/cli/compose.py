@@ -1,12 +1,13 @@
 """From a verb's arguments to its checked configuration."""
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from core.cli.commands import register_schemas
-from core.config import compose_config, grid, to_object
+from core.config import compose_config, grid, presets, to_object
 from core.progress import console
 
 
@@ -23,9 +24,17 @@ def configure_grid(verb: str, arguments: Sequence[str]) -> list[Any]:
     overrides = [argument for argument in arguments if argument not in flags]
     composed = [compose_config(verb, combination) for combination in grid(overrides)]
     if flags:
-        node = OmegaConf.get_type(composed[0])
-        if flags != {"--cfg"} and node is not None:
-            console.print(f"convoy {verb} [name=value ...]\n\n{node.__doc__}", markup=False, highlight=False)
+        if flags != {"--cfg"}:
+            console.print(_help(verb, composed[0]), markup=False, highlight=False)
         console.print(OmegaConf.to_yaml(composed[0]), markup=False, highlight=False)
         return []
     return [to_object(config) for config in composed]
+
+
+def _help(verb: str, config: DictConfig) -> str:
+    """What a verb does, its own options, the presets of its groups; the defaults of all options follow it."""
+    command = OmegaConf.get_type(config)
+    lines = [f"convoy {verb} [name=value ...]", "", inspect.getdoc(command) or "", "", "Presets:"]
+    choices = {str(key): presets(str(key)) for key in config}
+    lines += [f"    {group}={' | '.join(names)}" for group, names in choices.items() if names]
+    return "\n".join([*(lines if any(choices.values()) else lines[:-2]), "", "Options and their defaults:", ""])
