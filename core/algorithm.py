@@ -94,12 +94,9 @@ class Algorithm(nn.Module, ABC):
 
     Attributes:
         config_class: the dataclass it is configured by; its `name` is the algorithm's in configurations.
-        uses: which of "sampler", "scale" and "returns" change what its policy does; it ignores the others, and
-            tables leave them empty.
     """
 
     config_class: ClassVar[type]
-    uses: frozenset[str] = frozenset()
 
     def __init__(self, config: Any, spec: TeamSpec):
         super().__init__()
@@ -126,6 +123,12 @@ class Algorithm(nn.Module, ABC):
             raise UserError(f"{folder}/config.yaml does not describe a {known}: {error}") from error
         checkpoints.load_trained(algorithm, run.checkpoint)
         return algorithm.to(device_of(device))
+
+    @staticmethod
+    @abstractmethod
+    def uses(config: Any) -> frozenset[str]:
+        """Which of "sampler", "scale" and "returns" change what the policy of a configuration does; it ignores the
+        others, and tables leave them empty."""
 
     @abstractmethod
     def prepare(self, trajectories: Trajectories) -> Batches:

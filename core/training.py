@@ -33,7 +33,7 @@ class TrainerConfig:
         device: "auto" takes CUDA where there is one. threads: CPU threads; small networks are fastest with one.
     """
 
-    steps: int = 6000
+    steps: int = 5000
     batch_size: int = 64
     learning_rate: float = 4e-3
     warmup: int = 200

@@ -66,9 +66,12 @@ class Cloning(Algorithm):
 
     def __init__(self, config: CloningConfig, spec: TeamSpec):
         super().__init__(config, spec)
-        self.uses = frozenset({"returns"} if config.condition else ())
         self.normaliser = Affine(spec.observation_dim)
         self.net = mlp(spec.observation_dim + config.condition, spec.action_dim, config.hidden, config.layers)
+
+    @staticmethod
+    def uses(config: CloningConfig) -> frozenset[str]:
+        return frozenset({"returns"} if config.condition else ())
 
     def prepare(self, trajectories: Trajectories) -> _Decisions:
         device = self.normaliser.shift.device

@@ -55,7 +55,7 @@ class MADiffConfig:
     normaliser: str = "standard"
     condition_dropout: float = 0.25
     discount: float = 1.0
-    next_step_weight: float = 1.0
+    next_step_weight: float = 5.0
     actions: str = "inverse"
     inverse: InverseConfig = field(default_factory=InverseConfig)
 
@@ -131,7 +131,6 @@ class MADiff(Algorithm):
     """
 
     config_class = MADiffConfig
-    uses = frozenset({"sampler", "scale", "returns"})
 
     def __init__(self, config: MADiffConfig, spec: TeamSpec):
         super().__init__(config, spec)
@@ -162,6 +161,10 @@ class MADiff(Algorithm):
         weights = torch.ones(config.horizon, 1, self.features)
         weights[1, :, : spec.observation_dim] = config.next_step_weight
         self.register_buffer("weights", weights, persistent=False)
+
+    @staticmethod
+    def uses(config: MADiffConfig) -> frozenset[str]:
+        return frozenset({"sampler", "scale", "returns"})
 
     def _attention(self, channels: int, length: int, embedding: int) -> nn.Module:
         return AgentAttention(channels, embedding, heads=self.config.heads)

@@ -51,7 +51,7 @@ def distinct(cells: Sequence[Evaluate], runs: dict[str, Run]) -> list[Evaluate]:
     """The cells without those that differ only in what their run's algorithm does not use."""
     seen: dict[str, Evaluate] = {}
     for cell in cells:
-        uses = algorithm_of(runs[cell.run]).uses
+        uses = _uses(runs[cell.run])
         key = [cell.run, cell.episodes, cell.seed, cell.cost_limit]
         key += [cell.temperature, cell.sampler] if "sampler" in uses else []
         key += [cell.guidance.scale] if "scale" in uses else []
@@ -72,6 +72,11 @@ def algorithm_of(run: Run) -> type[Algorithm]:
     return marl.ALGORITHMS[name]
 
 
+def _uses(run: Run) -> frozenset[str]:
+    algorithm = algorithm_of(run)
+    return algorithm.uses(from_dict(algorithm.config_class, run.config["algo"], f"{run.folder}/config.yaml"))
+
+
 def task_of(run: Run) -> marl.TaskConfig:
     task = from_dict(marl.TaskConfig, run.config["task"], f"{run.folder}/config.yaml")
     assert isinstance(task, marl.TaskConfig)
@@ -86,15 +91,14 @@ def evaluate(run: Run, cells: Sequence[Evaluate], progress: Callable[[int], None
     Raises:
         UserError: the run cannot be loaded.
     """
-    task = task_of(run)
+    task, uses = task_of(run), _uses(run)
     rows = []
     for cell in cells:
         torch.set_num_threads(cell.threads)
-        algorithm = algorithm_of(run).load(run.folder, cell.device)
         settings: dict[str, Any] = {
-            "sampler": describe(cell) if "sampler" in algorithm.uses else "",
-            "guidance_scale": cell.guidance.scale if "scale" in algorithm.uses else None,
-            "returns": cell.guidance.returns if "returns" in algorithm.uses else None,
+            "sampler": describe(cell) if "sampler" in uses else "",
+            "guidance_scale": cell.guidance.scale if "scale" in uses else None,
+            "returns": cell.guidance.returns if "returns" in uses else None,
             "episodes": cell.episodes,
             "seed": cell.seed,
             "cost_limit": cell.cost_limit,
@@ -104,6 +108,7 @@ def evaluate(run: Run, cells: Sequence[Evaluate], progress: Callable[[int], None
             progress(cell.episodes * task.max_cycles)
             rows.append(known[-1])
             continue
+        algorithm = algorithm_of(run).load(run.folder, cell.device)
         seeds = range(cell.seed, cell.seed + cell.episodes)
         result = rollout(algorithm.policy(cell), task.make, seeds, parallel=cell.parallel, progress=progress)
         mean, interval = mean_interval(result.trajectories.scores)

@@ -84,8 +84,9 @@ def _pictures(runs: Sequence[Run], advance: Callable[[int], None]) -> list[Figur
             start = torch.stack([torch.as_tensor(observations[agent]) for agent in environment.possible_agents])
             figures.append(plan_figure(algorithm.plan(start[None], trace=True).trace))
         if run.dataset == runs[-1].dataset:
-            for scale in (0.0, GuidanceConfig.scale) if "scale" in algorithm.uses else (GuidanceConfig.scale,):
-                name = f"{run.method}, scale {scale:g}" if "scale" in algorithm.uses else run.method
+            guided = "scale" in algorithm.uses(algorithm.config)
+            for scale in (0.0, GuidanceConfig.scale) if guided else (GuidanceConfig.scale,):
+                name = f"{run.method}, scale {scale:g}" if guided else run.method
                 policy = algorithm.policy(Acting(guidance=GuidanceConfig(scale)))
                 rollouts[name] = rollout(policy, task.make, [_SEED]).trajectories
         advance(1)
