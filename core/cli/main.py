@@ -3,6 +3,7 @@
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 from core.errors import UserError, nearest
 from core.progress import errors
@@ -36,7 +37,8 @@ def _verbs() -> dict[str, Callable[[list[str]], None]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a verb. Exit codes: 0 done, 2 a mistake in the input, 130 interrupted, 143 terminated."""
+    """Run a verb. Exit codes: 0 done, 2 a mistake in the input, 130 stopped by Ctrl-C or SIGTERM."""
+    signal.signal(signal.SIGTERM, _interrupt)
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(_HELP, end="")
@@ -55,3 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         return 0
     return 0
+
+
+def _interrupt(*_: object) -> NoReturn:
+    raise KeyboardInterrupt

@@ -3,12 +3,16 @@ finish sooner than one after the other with two threads."""
 
 import multiprocessing
 import os
-import queue
+import signal
+import traceback
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from typing import Any, NoReturn
 
+from rich.progress import Progress, TaskID
+
+from core.errors import UserError
 from core.progress import console, progress_bars
 
 Report = Callable[[int, str], None]  # (amount of the total done so far, note)
@@ -28,41 +32,99 @@ def run_jobs(jobs: Sequence[Job], workers: int = 0) -> list[Any]:
     """Run jobs, the first ones first, and return their results in order. The first failure ends all.
 
     On a terminal each job has a bar; elsewhere a line says when it is done.
+
+    Args:
+        workers: processes at a time; 0 takes one for each core.
+
+    Raises:
+        UserError: a job raised one, or its process was killed.
+        KeyboardInterrupt: every running job was asked to stop, and did.
     """
-    workers = min(workers or os.cpu_count() or 1, len(jobs))
-    context = multiprocessing.get_context("spawn")
-    with context.Manager() as manager, progress_bars() as bars:
-        messages = manager.Queue()
-        tasks = [bars.add_task(job.name, total=job.total, note="waiting") for job in jobs]
-        with ProcessPoolExecutor(workers, mp_context=context) as executor:
-            futures = [executor.submit(_work, index, job, messages) for index, job in enumerate(jobs)]
-            try:
-                _watch(futures, messages, lambda i, done, note: bars.update(tasks[i], completed=done, note=note), jobs)
-            except BaseException:
-                executor.shutdown(wait=False, cancel_futures=True)
-                raise
-        return [future.result() for future in futures]
-
-
-def _watch(futures: list[Future], messages: Any, update: Callable[[int, int, str], None], jobs: Sequence[Job]) -> None:
-    """Pass messages on to the bars until every job is done, or one failed."""
-    open_jobs = set(range(len(futures)))
-    while open_jobs:
+    with progress_bars() as bars:
+        pool = _Pool(jobs, bars)
         try:
-            update(*messages.get(timeout=0.2))
-            continue
-        except queue.Empty:
-            pass
-        for index in [i for i in open_jobs if futures[i].done()]:
-            futures[index].result()
-            open_jobs.discard(index)
-            update(index, jobs[index].total, "done")
-            if not console.is_terminal:
-                console.print(f"done: {jobs[index].name}", markup=False, highlight=False)
+            return pool.run(workers or os.cpu_count() or 1)
+        finally:
+            pool.stop()
 
 
-def _work(index: int, job: Job, messages: Any) -> Any:
+@dataclass
+class _Pool:
+    jobs: Sequence[Job]
+    bars: Progress
+    running: dict[Connection, tuple[int, Any]] = field(default_factory=dict)
+    results: dict[int, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.tasks: list[TaskID] = [self.bars.add_task(job.name, total=job.total, note="waiting") for job in self.jobs]
+
+    def run(self, workers: int) -> list[Any]:
+        waiting = list(range(len(self.jobs)))
+        while waiting or self.running:
+            while waiting and len(self.running) < workers:
+                self._start(waiting.pop(0))
+            for connection in wait(list(self.running)):
+                assert isinstance(connection, Connection)
+                self._receive(connection)
+        return [self.results[index] for index in range(len(self.jobs))]
+
+    def _start(self, index: int) -> None:
+        context = multiprocessing.get_context("spawn")
+        receiver, sender = context.Pipe(duplex=False)
+        process = context.Process(target=_work, args=(self.jobs[index], sender))
+        process.start()
+        sender.close()  # the child's copy alone stays open, so that its end is the pipe's end
+        self.running[receiver] = (index, process)
+        self.bars.update(self.tasks[index], note="running")
+
+    def _receive(self, connection: Connection) -> None:
+        index, process = self.running[connection]
+        job = self.jobs[index]
+        try:
+            kind, value = connection.recv()
+        except EOFError:
+            process.join()
+            raise UserError(f"{job.name} was ended (exit code {process.exitcode}); run the command again") from None
+        if kind == "progress":
+            done, note = value
+            self.bars.update(self.tasks[index], completed=done, note=note)
+            return
+        if kind == "mistake":
+            raise UserError(value)
+        if kind == "failure":
+            raise RuntimeError(f"{job.name} failed:\n{value}")
+        self.results[index] = value
+        del self.running[connection]
+        process.join()
+        self.bars.update(self.tasks[index], completed=job.total, note="done")
+        if not console.is_terminal:
+            console.print(f"done: {job.name}", markup=False, highlight=False)
+
+    def stop(self) -> None:
+        """Ask what still runs to stop, and wait for it."""
+        for _, process in self.running.values():
+            process.terminate()
+        for _, process in self.running.values():
+            process.join()
+
+
+def _work(job: Job, sender: Connection) -> None:
+    """A job's process: the parent alone answers Ctrl-C, and passes it on as SIGTERM."""
     import torch
 
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _stop)
     torch.set_num_threads(1)
-    return job.function(*job.arguments, lambda done, note: messages.put((index, done, note)))
+    try:
+        answer = ("result", job.function(*job.arguments, lambda done, note: sender.send(("progress", (done, note)))))
+    except UserError as error:
+        answer = ("mistake", str(error))
+    except (KeyboardInterrupt, BrokenPipeError):
+        return
+    except Exception:
+        answer = ("failure", traceback.format_exc())
+    sender.send(answer)
+
+
+def _stop(*_: object) -> NoReturn:
+    raise KeyboardInterrupt

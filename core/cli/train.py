@@ -29,7 +29,7 @@ def command(arguments: list[str]) -> None:
     config.method = config.method or _choice(arguments, "algo") or config.algo.name
     folder = run_folder(config)
     with progress_bars() as bars, interruptible() as stop:
-        task = bars.add_task(f"training {folder.name}", total=config.trainer.steps, note="")
+        task = bars.add_task(f"training {folder.name}", total=config.trainer.steps, note="reading data")
 
         tenth = max(1, config.trainer.steps // 10)
 
@@ -134,8 +134,7 @@ def load_dataset(config: Train) -> Dataset:
             f"dataset {named} is {is_of}, not of {config.task.name} under {config.task.rules}: "
             "choose another dataset or task"
         )
-    with console.status(f"reading {named}"):
-        return read_dataset(named, root)
+    return read_dataset(named, root)
 
 
 def resolved(config: Train, dataset: Dataset, spec: TeamSpec) -> dict[str, object]:
