@@ -9,7 +9,6 @@ benchmarks/preset.json.
 
 import json
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 from core.algorithm import GuidanceConfig
@@ -55,7 +54,7 @@ def main(*options: str) -> None:
         )
         for name, changes in VARIANTS.items()
     ]
-    rows = [asdict(row) for row in run_jobs(jobs)]
+    rows = [row.as_json() for row in run_jobs(jobs)]
     for row in rows:
         print("{method:42} {return_mean:7.2f}  {interval[0]:.2f} to {interval[1]:.2f}".format(**row))
     report = {"command": f"python benchmarks/preset.py steps={steps} episodes={episodes}", "rows": rows}

@@ -15,10 +15,12 @@ from core.files import reason, replacing
 _DIGEST = "digest"
 
 
-def _digest(tensors: dict[str, Tensor]) -> str:
+def _digest(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
     digest = hashlib.blake2b(digest_size=16)
+    for name in sorted(metadata.keys() - {_DIGEST}):
+        digest.update(f"{name}={metadata[name]};".encode())
     for name in sorted(tensors):
-        digest.update(name.encode())
+        digest.update(f"{name} {tensors[name].dtype} {list(tensors[name].shape)};".encode())
         digest.update(tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
@@ -32,7 +34,7 @@ def save(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> No
     on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     try:
         with replacing(path) as temporary:
-            save_file(on_cpu, temporary, metadata={**metadata, _DIGEST: _digest(on_cpu)})
+            save_file(on_cpu, temporary, metadata={**metadata, _DIGEST: _digest(on_cpu, metadata)})
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot write checkpoint {path}: {reason(error)}; the previous one is kept") from error
 
@@ -51,7 +53,7 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError, ValueError) as error:
         raise UserError(f"checkpoint {path} is corrupt: {error}; delete it and train again") from error
-    if metadata.get(_DIGEST) != _digest(tensors):
+    if metadata.get(_DIGEST) != _digest(tensors, metadata):
         raise UserError(
             f"checkpoint {path} is corrupt: its contents do not match their digest; delete it and train again"
         )
@@ -88,6 +90,7 @@ def optimiser_tensors(optimiser: torch.optim.Optimizer, prefix: str) -> dict[str
 
 
 def load_optimiser(optimiser: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Load what `optimiser_tensors` gave, without its prefix, into an optimiser of the same parameters."""
     state: dict[int, dict[str, Any]] = {}
     for key, tensor in tensors.items():
         index, name = key.split(".", 1)

@@ -4,7 +4,9 @@ Groups of YAML files in `configs` choose among presets; the dataclasses beside t
 types and the checks. Hydra alone answers a bad override with several lines and a traceback.
 """
 
+import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from itertools import product
 from typing import Any
 
@@ -12,7 +14,7 @@ from hydra import compose, initialize_config_module
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Glob, Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -36,9 +38,9 @@ def compose_config(name: str, overrides: Sequence[str]) -> DictConfig:
         for override in parsed:
             _check_choice(override)
         try:
-            return compose(name, list(overrides))
+            return compose(name, [_line(override) for override in parsed])
         except (HydraException, OmegaConfBaseException) as error:
-            defaults = compose(name, [o.input_line or "" for o in parsed if _presets(o.key_or_group)])
+            defaults = compose(name, [_line(o) for o in parsed if _presets(o.key_or_group)])
             known = _keys(defaults) + [str(key) for key in defaults]
             for override in parsed:
                 _check_key(override, known)
@@ -78,7 +80,7 @@ def grid(overrides: Sequence[str]) -> Iterator[list[str]]:
             key = override.get_key_element()
             choices.append([f"{key}={value}" for value in override.sweep_string_iterator()])
         else:
-            choices.append([override.input_line or ""])
+            choices.append([_line(override)])
     return (list(combination) for combination in product(*choices))
 
 
@@ -95,13 +97,24 @@ def from_dict(cls: type, values: dict[str, Any], where: str) -> Any:
 
 
 def _parse(overrides: Sequence[str]) -> list[Override]:
-    for override in overrides:
-        if "=" not in override:
-            raise UserError(f"{override!r} is not an option: write name=value")
-    try:
-        return OverridesParser.create().parse_overrides(list(overrides))
-    except HydraException as error:
-        raise UserError(_first_line(error)) from error
+    return [_parse_one(override) for override in overrides]
+
+
+def _parse_one(override: str) -> Override:
+    name, equals, value = override.partition("=")
+    if not equals or not name or name.startswith("-"):
+        raise UserError(f"{override!r} is not an option: write name=value")
+    if not re.fullmatch(r"[A-Za-z_][\w.]*", name):
+        raise UserError(f"{override!r} is not an option: {name!r} is no name; write name=value, without + or ~ or @")
+    parser = OverridesParser.create()
+    # What Hydra's grammar cannot read, such as ~/runs, is meant as it stands unless it looks like a list.
+    for attempt in (override, f"{name}='{value}'") if not set(value) & set("[]{}(),'\"\\") else (override,):
+        with suppress(HydraException):
+            parsed = parser.parse_override(attempt)
+            if isinstance(parsed.value(), Glob):
+                raise UserError(f"{override!r} is not an option: name the choices, separated by commas")
+            return parsed
+    raise UserError(f"{override!r} cannot be read: close its brackets and quotes, or put the value in quotes")
 
 
 def presets(group: str) -> list[str]:
@@ -122,11 +135,18 @@ def _presets(group: str) -> list[str]:
     return walk(group, "") if "." not in group and group in loader.list_groups("") else []
 
 
+def _line(override: Override) -> str:
+    """The override as Hydra reads it."""
+    assert override.input_line is not None
+    return override.input_line
+
+
 def _check_choice(override: Override) -> None:
     options = _presets(override.key_or_group)
     value = override.value()
     if options and value not in options:
-        raise UserError(f"unknown {override.key_or_group} {value!r}: {nearest(str(value), options)}")
+        written = _line(override).partition("=")[2]
+        raise UserError(f"unknown {override.key_or_group} {written!r}: {nearest(written, options)}")
 
 
 def _check_key(override: Override, known: list[str]) -> None:

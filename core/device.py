@@ -1,8 +1,20 @@
 """Where tensors live."""
 
+import re
+
 import torch
 
 from core.errors import UserError
+
+
+def check_device(name: str, option: str = "device") -> None:
+    """Check that `name` is "auto", "cpu", "cuda" or "cuda:N".
+
+    Raises:
+        ValueError: it is not.
+    """
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
+        raise ValueError(f"unknown {option} {name!r}: choose auto, cpu, cuda or cuda:N")
 
 
 def device_of(name: str) -> torch.device:

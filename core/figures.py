@@ -86,10 +86,12 @@ def svg(canvas: Canvas, title: str, caption: str, alt: str) -> Figure:
 
 
 def colour(index: int) -> str:
+    """Colour of the series with this index."""
     return PALETTE[index % len(PALETTE)]
 
 
 def marker(index: int) -> str:
+    """Marker of the series with this index."""
     return MARKERS[index % len(MARKERS)]
 
 

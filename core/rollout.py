@@ -74,7 +74,7 @@ class _Recorder:
         self.rows.append((self.observation, actions, reward, cost))
         self.observation = self._stack(observations)
         self.terminated = all(terminations.values())
-        return reward, cost, self.terminated or all(truncations.values())
+        return reward, cost, all(terminations[agent] or truncations[agent] for agent in self.agents)
 
     def trajectory(self) -> Trajectories:
         observations, actions, rewards, costs = (np.stack(column) for column in zip(*self.rows, strict=True))
@@ -123,7 +123,7 @@ def rollout(
         while bool(active.any()):
             observations = torch.from_numpy(np.stack([recorder.observation for recorder in recorders]))
             begin = time.perf_counter()
-            actions = policy.act(observations, Context(step, active.clone())).cpu()
+            actions = policy.act(observations, Context(step, active.clone())).cpu().clone()
             seconds += time.perf_counter() - begin
             running = torch.nonzero(active).squeeze(1).tolist()
             decisions += len(running)

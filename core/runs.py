@@ -1,6 +1,7 @@
 """Run folders: a training's full configuration, weights, metrics, versions and evaluations."""
 
 import json
+import math
 import platform
 import subprocess
 import time
@@ -42,12 +43,14 @@ class Run:
             config = yaml.safe_load(path.read_text())
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise UserError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
-        missing = {"method", "task", "algo", "trainer", "dataset", "spec"} - set(
-            config if isinstance(config, dict) else ()
-        )
-        if missing:
-            raise UserError(f"{path} is not a run's configuration: it lacks {', '.join(sorted(missing))}")
-        return Run(folder, config)
+        wanted = {"method": str, "task": dict, "algo": dict, "trainer": dict, "dataset": dict, "spec": dict}
+        entries = config if isinstance(config, dict) else {}
+        wrong = [name for name, kind in wanted.items() if not isinstance(entries.get(name), kind)]
+        if not wrong and not {"id", "quality"} <= entries["dataset"].keys():
+            wrong = ["dataset"]
+        if wrong:
+            raise UserError(f"{path} is not a run's configuration: {', '.join(wrong)} missing or not as written")
+        return Run(folder, entries)
 
     @staticmethod
     def create(folder: Path, config: dict[str, Any]) -> "Run":
@@ -85,7 +88,7 @@ class Run:
 
     def append_rows(self, rows: list["Row"]) -> None:
         """Add evaluations to the run's table, evaluations.json."""
-        table = [asdict(row) for row in self.rows()] + [asdict(row) for row in rows]
+        table = [row.as_json() for row in [*self.rows(), *rows]]
         write_text(self.folder / "evaluations.json", json.dumps(table, indent=2) + "\n")
 
     def rows(self) -> list["Row"]:
@@ -98,8 +101,8 @@ class Run:
         if not path.exists():
             return []
         try:
-            return [Row(**row) for row in json.loads(path.read_text())]
-        except (OSError, ValueError, TypeError) as error:
+            return [Row.from_json(row) for row in json.loads(path.read_text())]
+        except (OSError, ValueError, TypeError, KeyError) as error:
             raise UserError(f"{path} cannot be read: {error}; delete it and evaluate again") from error
 
 
@@ -111,11 +114,13 @@ class Row:
         dataset, method: what it was trained on, and its algorithm's preset.
         sampler: what it planned with, "" for a method that does not sample. guidance_scale, returns: what was asked
             of it; None where the method takes no such request.
-        return_mean: over episodes, of the team's mean return. interval: its 95% confidence interval.
+        return_mean: over episodes, of the team's mean return. interval: its 95% confidence interval, infinite for a
+            single episode.
         normalised_score: 0 is the random, 100 the scripted expert team; None without references.
         cost_mean: over episodes, of the summed costs per agent. episodes: how many; seed: of the first.
         cost_limit, violation_rate: a budget and the share of episodes above it; None where none was given.
-        seconds_per_decision: of the policy, for one team. training_seconds: of the run.
+        seconds_per_decision: of the policy, for one team.
+        training_steps, training_seconds: of the run, when it was evaluated.
     """
 
     dataset: str
@@ -130,9 +135,20 @@ class Row:
     episodes: int
     seed: int
     seconds_per_decision: float
+    training_steps: int
     training_seconds: float
     cost_limit: float | None = None
     violation_rate: float | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain data; an infinite interval, which JSON has no number for, is null."""
+        interval = list(self.interval) if math.isfinite(self.interval[0]) else None
+        return {**asdict(self), "interval": interval}
+
+    @staticmethod
+    def from_json(values: dict[str, Any]) -> "Row":
+        interval = values["interval"] or (-math.inf, math.inf)
+        return Row(**{**values, "interval": tuple(interval)})
 
 
 def versions() -> dict[str, str]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from core import checkpoints
 from core.algorithm import Algorithm, Batches
+from core.device import check_device
 from core.ema import EMA
 from core.errors import UserError
 from core.files import write_text
@@ -50,7 +51,7 @@ class TrainerConfig:
         for name in ("steps", "batch_size", "checkpoint_every", "log_every", "threads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"trainer.{name} must be at least 1, got {getattr(self, name)}")
-        if self.learning_rate <= 0:
+        if not 0 < self.learning_rate < math.inf:
             raise ValueError(f"trainer.learning_rate must be positive, got {self.learning_rate}")
         if self.warmup < 0 or self.gradient_clip < 0:
             raise ValueError("trainer.warmup and trainer.gradient_clip must be at least 0")
@@ -58,8 +59,9 @@ class TrainerConfig:
             raise ValueError(f"trainer.ema lies in [0, 1), got {self.ema}")
         if self.decay not in DECAYS:
             raise ValueError(f"unknown trainer.decay {self.decay!r}: choose one of {', '.join(DECAYS)}")
-        if self.device not in ("auto", "cpu") and not self.device.startswith("cuda"):
-            raise ValueError(f"unknown trainer.device {self.device!r}: choose auto, cpu or cuda")
+        if not 0 <= self.seed < 2**62:
+            raise ValueError(f"trainer.seed must be at least 0 and below 2^62, got {self.seed}")
+        check_device(self.device, "trainer.device")
 
 
 class Trainer:
@@ -84,6 +86,7 @@ class Trainer:
         self.step = 0
         self.seconds = 0.0
         self.rows: list[dict[str, float]] = []
+        self.sums: dict[str, Tensor] = {}  # [2]: the sum of each metric since the last row, and how many made it
         if (folder / "checkpoint.safetensors").exists():
             self._resume()
 
@@ -101,21 +104,21 @@ class Trainer:
         """
         config = self.config
         begin = time.perf_counter() - self.seconds
-        sums: dict[str, Tensor] = {}
         self.algorithm.train()
         try:
             while self.step < config.steps:
                 if stop():
+                    self.seconds = time.perf_counter() - begin
                     self.save()
                     return False
                 for name, value in self._train_step().items():
-                    sums[name] = sums[name] + value if name in sums else value
+                    pair = torch.stack([value.float(), torch.ones_like(value, dtype=torch.float32)])
+                    self.sums[name] = self.sums[name] + pair if name in self.sums else pair
                 self.step += 1
                 if self.step % config.log_every == 0 or self.step == config.steps:
                     self.seconds = time.perf_counter() - begin
-                    self._log(sums)
+                    self._log()
                     progress(self.step, self.rows[-1])
-                    sums = {}
                 if self.step % config.checkpoint_every == 0 or self.step == config.steps:
                     self.seconds = time.perf_counter() - begin
                     self.save()
@@ -154,19 +157,28 @@ class Trainer:
             rate *= 0.5 * (1 + math.cos(math.pi * step / config.steps))
         return rate
 
-    def _log(self, sums: dict[str, Tensor]) -> None:
-        first = self.rows[-1]["step"] if self.rows else 0
-        count = self.step - first
-        means = {name: float(value) / count for name, value in sums.items()}
+    def _means(self) -> dict[str, float]:
+        """Means of the metrics since the last row, over the steps that measured them.
+
+        Raises:
+            FloatingPointError: one is not finite.
+        """
+        means = {name: float(pair[0] / pair[1]) for name, pair in self.sums.items()}
         if not all(math.isfinite(value) for value in means.values()):
             raise FloatingPointError(f"training diverged before step {self.step}: {means}")
-        self.rows.append({"step": self.step, "seconds": round(self.seconds, 3), **means})
+        return means
+
+    def _log(self) -> None:
+        self.rows.append({"step": self.step, "seconds": round(self.seconds, 3), **self._means()})
+        self.sums = {}
 
     def save(self) -> None:
         """Write the metrics, then the checkpoint: a checkpoint never knows of rows that are not there."""
+        self._means()  # no checkpoint of a training that diverged
         table = io.StringIO()
         if self.rows:
-            writer = csv.DictWriter(table, fieldnames=list(self.rows[0]), restval="")
+            names = list(dict.fromkeys(name for row in self.rows for name in row))
+            writer = csv.DictWriter(table, fieldnames=names, restval="")
             writer.writeheader()
             writer.writerows(self.rows)
         write_text(self.folder / "metrics.csv", table.getvalue())
@@ -174,6 +186,7 @@ class Trainer:
         tensors |= {f"ema.{name}": value for name, value in self.ema.average.items()}
         for phase, optimiser in zip(self.phases, self.optimisers, strict=True):
             tensors |= checkpoints.optimiser_tensors(optimiser, f"optimiser.{phase.name}.")
+        tensors |= {f"sums.{name}": pair for name, pair in self.sums.items()}
         tensors["generator"] = self.generator.get_state()
         metadata = {"step": str(self.step), "ema_updates": str(self.ema.updates), "seconds": repr(self.seconds)}
         checkpoints.save(self.folder / "checkpoint.safetensors", tensors, metadata)
@@ -188,6 +201,7 @@ class Trainer:
         self.generator.set_state(tensors["generator"])
         self.step = int(metadata["step"])
         self.seconds = float(metadata["seconds"])
+        self.sums = {name: pair.to(self.device) for name, pair in checkpoints.strip(tensors, "sums.").items()}
         self.rows = [row for row in read_metrics(self.folder / "metrics.csv") if row["step"] <= self.step]
 
 
@@ -196,4 +210,5 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
     if not path.exists():
         return []
     with path.open(newline="") as file:
-        return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
+        rows = [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
+    return [{**row, "step": int(row["step"])} for row in rows]

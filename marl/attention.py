@@ -21,6 +21,8 @@ class AgentAttention(nn.Module):
         """Args: channels C of the features; embedding width E; key and value channels default to the published
         C/16 and C/4, raised to a multiple of the heads where C is small."""
         super().__init__()
+        if heads < 1:
+            raise ValueError(f"attention needs at least one head, got {heads}")
         self.heads = heads
         keys = key_channels or heads * math.ceil(channels / 16 / heads)
         values = value_channels or heads * math.ceil(channels / 4 / heads)

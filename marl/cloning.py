@@ -31,6 +31,8 @@ class CloningConfig:
     discount: float = 1.0
 
     def __post_init__(self) -> None:
+        if self.name != "cloning":
+            raise ValueError(f"algo.name is cloning here, got {self.name!r}: choose another algorithm with algo=")
         if not 0 < self.best <= 1:
             raise ValueError(f"algo.best is a share in (0, 1], got {self.best}")
         if not 0 < self.discount <= 1:

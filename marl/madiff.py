@@ -60,6 +60,11 @@ class MADiffConfig:
     inverse: InverseConfig = field(default_factory=InverseConfig)
 
     def __post_init__(self) -> None:
+        if self.name != "madiff":
+            raise ValueError(f"algo.name is madiff here, got {self.name!r}: choose another algorithm with algo=")
+        for name in ("width", "kernel", "heads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"algo.{name} must be at least 1, got {getattr(self, name)}")
         if self.horizon < 2:
             raise ValueError(f"algo.horizon must be at least 2, the current step and one planned, got {self.horizon}")
         for name, choices in (("prediction", PREDICTIONS), ("schedule", SCHEDULES), ("actions", ACTIONS)):
@@ -263,9 +268,9 @@ class MADiff(Algorithm):
             actions = x[:, :-1, :, self.spec.observation_dim :]
         else:
             actions = self.inverse(x[:, :-1], x[:, 1:])
-        return Plan(
-            self._observations(x), actions.clamp(-1, 1), result.faults, tuple(map(self._observations, result.trace))
-        )
+        planned = self._observations(x)
+        planned[:, 0] = observations  # as given, not as the normaliser's round trip leaves them
+        return Plan(planned, actions.clamp(-1, 1), result.faults, tuple(map(self._observations, result.trace)))
 
     @property
     def plan_shape(self) -> tuple[int, int, int]:

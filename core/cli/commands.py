@@ -10,14 +10,15 @@ import marl
 from core.algorithm import Acting, GuidanceConfig
 from core.config import register
 from core.data.storage import default_root
+from core.device import check_device
 from core.samplers import SamplerConfig
 from core.training import TrainerConfig
 
 
-def _at_least_one(command: Any, *names: str) -> None:
+def _at_least(least: int, command: Any, *names: str) -> None:
     for name in names:
-        if getattr(command, name) < 1:
-            raise ValueError(f"{name} must be at least 1, got {getattr(command, name)}")
+        if not least <= getattr(command, name) < 2**62:
+            raise ValueError(f"{name} must be at least {least}, got {getattr(command, name)}")
 
 
 @dataclass
@@ -39,9 +40,8 @@ class Collect:
     parallel: int = 256
 
     def __post_init__(self) -> None:
-        _at_least_one(self, "episodes", "parallel")
-        if self.seed < 0:
-            raise ValueError(f"seed must be at least 0, got {self.seed}")
+        _at_least(1, self, "episodes", "parallel")
+        _at_least(0, self, "seed")
 
 
 @dataclass
@@ -84,7 +84,9 @@ class Evaluate(Acting):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _at_least_one(self, "episodes", "parallel", "threads")
+        _at_least(1, self, "episodes", "parallel", "threads")
+        _at_least(0, self, "seed")
+        check_device(self.device)
         if self.cost_limit is not None and self.cost_limit < 0:
             raise ValueError(f"cost_limit must be at least 0, got {self.cost_limit}")
 
@@ -114,7 +116,9 @@ class Demo:
     workers: int = 0
 
     def __post_init__(self) -> None:
-        _at_least_one(self, "collected", "episodes")
+        _at_least(1, self, "collected", "episodes")
+        _at_least(0, self, "seed", "workers")
+        GuidanceConfig(returns=self.returns)
 
 
 def register_schemas() -> None:

@@ -8,12 +8,15 @@ from omegaconf import DictConfig, OmegaConf
 
 from core.cli.commands import register_schemas
 from core.config import compose_config, grid, presets, to_object
+from core.errors import UserError
 from core.progress import console
 
 
 def configure(verb: str, arguments: Sequence[str]) -> Any | None:
     """The verb's command object; None where the arguments asked for help or for the configuration alone."""
     commands = configure_grid(verb, arguments)
+    if len(commands) > 1:
+        raise UserError(f"convoy {verb} takes one value for each option; commas make a grid in convoy evaluate alone")
     return commands[0] if commands else None
 
 

@@ -1,7 +1,6 @@
 """`convoy demo`: data, training, evaluation in real PettingZoo, the guidance ablation, a report."""
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 
 from core.algorithm import GuidanceConfig
@@ -35,7 +34,7 @@ def command(arguments: list[str]) -> None:
     run_jobs([_collection(demo, output, dataset) for dataset in demo.datasets], demo.workers)
     results = run_jobs([_experiment(demo, config) for config in trainings], demo.workers)
     rows = sorted((row for part in results for row in part), key=lambda row: demo.datasets.index(row.dataset))
-    write_text(output / "summary.json", json.dumps([asdict(row) for row in rows], indent=2) + "\n")
+    write_text(output / "summary.json", json.dumps([row.as_json() for row in rows], indent=2) + "\n")
     console.print(table(rows))
     runs = [Run.open(Path(config.run or "")) for config in trainings]
     report_page(output / "report.html", runs, rows, title="Convoy: the demo", reproduce=["make demo"])

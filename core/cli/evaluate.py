@@ -78,6 +78,11 @@ def _uses(run: Run) -> frozenset[str]:
 
 
 def task_of(run: Run) -> marl.TaskConfig:
+    """The task that a run was trained for.
+
+    Raises:
+        UserError: its configuration describes none.
+    """
     task = from_dict(marl.TaskConfig, run.config["task"], f"{run.folder}/config.yaml")
     assert isinstance(task, marl.TaskConfig)
     return task
@@ -92,6 +97,7 @@ def evaluate(run: Run, cells: Sequence[Evaluate], progress: Callable[[int], None
         UserError: the run cannot be loaded.
     """
     task, uses = task_of(run), _uses(run)
+    metadata = load(run.checkpoint)[1]
     rows = []
     for cell in cells:
         torch.set_num_threads(cell.threads)
@@ -102,6 +108,7 @@ def evaluate(run: Run, cells: Sequence[Evaluate], progress: Callable[[int], None
             "episodes": cell.episodes,
             "seed": cell.seed,
             "cost_limit": cell.cost_limit,
+            "training_steps": int(metadata["step"]),
         }
         known = [row for row in run.rows() if settings.items() <= asdict(row).items()]
         if known:
@@ -123,7 +130,7 @@ def evaluate(run: Run, cells: Sequence[Evaluate], progress: Callable[[int], None
             normalised_score=task.references.normalise(mean) if task.references else None,
             cost_mean=float(costs.mean()),
             seconds_per_decision=result.seconds_per_decision,
-            training_seconds=float(load(run.checkpoint)[1]["seconds"]),
+            training_seconds=float(metadata["seconds"]),
             violation_rate=None if limit is None else safe.summarise_costs(costs, limit).violation_rate,
         )
         run.append_rows([row])

@@ -37,7 +37,8 @@ def _verbs() -> dict[str, Callable[[list[str]], None]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a verb. Exit codes: 0 done, 2 a mistake in the input, 130 stopped by Ctrl-C or SIGTERM."""
+    """Run a verb. Exit codes: 0 done, 2 a mistake in the input, 130 or 143 stopped by Ctrl-C
+    or SIGTERM."""
     signal.signal(signal.SIGTERM, _interrupt)
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
@@ -51,13 +52,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         errors.print(f"convoy: {error}", markup=False, highlight=False)
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         errors.print("convoy: stopped; the same command goes on from here", markup=False)
-        return 128 + signal.SIGINT
+        return 128 + (interrupt.args[0] if interrupt.args else signal.SIGINT)
     except BrokenPipeError:
         return 0
     return 0
 
 
-def _interrupt(*_: object) -> NoReturn:
-    raise KeyboardInterrupt
+def _interrupt(number: int, _: object) -> NoReturn:
+    raise KeyboardInterrupt(number)

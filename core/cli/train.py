@@ -69,6 +69,8 @@ def interruptible() -> Iterator[Callable[[], bool]]:
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield lambda: bool(asked)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(*asked[:1]) from None
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -133,6 +135,11 @@ def load_dataset(config: Train) -> Dataset:
         raise UserError(
             f"dataset {named} is {is_of}, not of {config.task.name} under {config.task.rules}: "
             "choose another dataset or task"
+        )
+    if len(provenance.agents) != config.task.agents:
+        raise UserError(
+            f"dataset {named} is of {len(provenance.agents)} agents, and task.agents is {config.task.agents}: "
+            "choose another dataset or set task.agents"
         )
     return read_dataset(named, root)
 

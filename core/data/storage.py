@@ -9,7 +9,6 @@ stands in the metadata under "convoy": see `Provenance`. A Minari dataset withou
 import hashlib
 import json
 import os
-import shutil
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -67,8 +66,8 @@ class Dataset:
     def fingerprint(self) -> str:
         """Hash of the contents, so that a resumed run can tell that its data is still the same."""
         digest = hashlib.blake2b(digest_size=16)
-        for values in (self.trajectories.observations, self.trajectories.actions, self.trajectories.rewards):
-            digest.update(values.contiguous().numpy().tobytes())
+        for name in ("observations", "actions", "rewards", "costs", "offsets", "terminated"):
+            digest.update(getattr(self.trajectories, name).contiguous().numpy().tobytes())
         return digest.hexdigest()
 
 
@@ -141,15 +140,25 @@ def write_dataset(
                 )
                 dataset.storage.update_metadata({"convoy": asdict(provenance)})
                 dataset.storage.update_episode_metadata({"behaviour": tag} for tag in trajectories.tags.tolist())
-            if target.exists():
-                shutil.rmtree(target)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            (scratch / dataset_id).replace(target)
+            _swap(scratch / dataset_id, target, scratch / "replaced")
     except (OSError, RuntimeError) as error:  # HDF5 says RuntimeError of a full disk
         raise UserError(f"cannot write dataset {dataset_id} to {root}: {reason(error)}") from error
     if namespace:
         _declare_namespaces(namespace, root)
     return target
+
+
+def _swap(new: Path, target: Path, aside: Path) -> None:
+    """Put a folder in the place of another, which is set aside and comes back should that fail."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if target.exists():
+        target.replace(aside)
+    try:
+        new.replace(target)
+    except OSError:
+        if aside.exists():
+            aside.replace(target)
+        raise
 
 
 def _declare_namespaces(namespace: str, root: Path) -> None:
@@ -204,7 +213,7 @@ def read_provenance(dataset_id: str, root: Path) -> Provenance:
     try:
         metadata = json.loads((folder / "data" / "metadata.json").read_text())
         return Provenance(**metadata.get("convoy", {}))
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise UserError(
             f"dataset {dataset_id} in {root} has no readable metadata: {error}; collect it again"
         ) from error
@@ -216,12 +225,16 @@ def read_dataset(dataset_id: str, root: Path) -> Dataset:
     Raises:
         UserError: no such dataset, or one whose files or spaces cannot be used.
     """
+    from gymnasium.spaces import Box
     from minari.dataset.minari_dataset import MinariDataset
 
     provenance = read_provenance(dataset_id, root)
     folder = root / dataset_id / "data"
     try:
         dataset = MinariDataset(folder)
+        for name, space in (("observations", dataset.observation_space), ("actions", dataset.action_space)):
+            if not isinstance(space, Box):
+                raise ValueError(f"its {name} are a {type(space).__name__}, not a Box; flatten them first")
         columns: dict[str, list[np.ndarray]] = {name: [] for name in ("observations", "actions", "rewards", "costs")}
         lengths, terminated = [], []
         for episode in dataset.iterate_episodes():
@@ -237,8 +250,8 @@ def read_dataset(dataset_id: str, root: Path) -> Dataset:
             tags=torch.tensor(tags),
             **{name: torch.from_numpy(np.concatenate(values)) for name, values in columns.items()},
         )
-    except (OSError, KeyError, ValueError, TypeError, AttributeError, IndexError, AssertionError) as error:
-        raise UserError(f"dataset {dataset_id} in {root} cannot be read: {error or type(error).__name__}") from error
+    except (OSError, LookupError, ValueError, TypeError, AttributeError, RuntimeError, AssertionError) as error:
+        raise UserError(f"dataset {dataset_id} in {root} cannot be read: {reason(error)}; collect it again") from error
     size = sum(path.stat().st_size for path in folder.iterdir())
     return Dataset(dataset_id, trajectories, provenance, size)
 
@@ -250,8 +263,6 @@ def _episode(episode: Any, team: bool) -> dict[str, np.ndarray]:
         observations, actions = episode.observations, episode.actions
         rewards, costs = (episode.infos[name][1:] for name in ("rewards", "costs"))
     else:
-        if not isinstance(episode.observations, np.ndarray) or not isinstance(episode.actions, np.ndarray):
-            raise ValueError("its observations or actions are not one Box; flatten them first")
         observations, actions = (
             values.reshape(len(values), 1, -1) for values in (episode.observations, episode.actions)
         )

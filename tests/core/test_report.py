@@ -27,6 +27,7 @@ GUIDED = Row(
     episodes=256,
     seed=0,
     seconds_per_decision=0.00934,
+    training_steps=5000,
     training_seconds=734.0,
 )
 PLAIN = replace(
