@@ -55,7 +55,7 @@ class MADiffConfig:
     normaliser: str = "standard"
     condition_dropout: float = 0.25
     discount: float = 1.0
-    next_step_weight: float = 5.0
+    next_step_weight: float = 2.0
     actions: str = "inverse"
     inverse: InverseConfig = field(default_factory=InverseConfig)
 
