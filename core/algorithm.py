@@ -1,5 +1,6 @@
 """What every algorithm is to the trainer, the evaluator and the command line."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -43,7 +44,7 @@ class GuidanceConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.returns <= 1:
             raise ValueError(f"guidance.returns is a rank in [0, 1], got {self.returns}")
-        if self.scale < 0:
+        if not 0 <= self.scale < math.inf:
             raise ValueError(f"guidance.scale must be at least 0, got {self.scale}")
 
 
@@ -60,7 +61,7 @@ class Acting:
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.temperature < 0:
+        if not 0 <= self.temperature < math.inf:
             raise ValueError(f"temperature must be at least 0, got {self.temperature}")
 
 

@@ -110,9 +110,24 @@ def rollout(
         seeds: seed of each episode, for the environment's reset and the policy's own randomness.
         progress: called with the number of environment steps just made.
     """
+    environments: list[Any] = []
+    try:
+        return _rollout(policy, make, seeds, parallel, progress, environments)
+    finally:
+        for environment in environments:
+            environment.close()
+
+
+def _rollout(
+    policy: Policy,
+    make: Callable[[], Any],
+    seeds: Sequence[int],
+    parallel: int,
+    progress: Callable[[int], None],
+    environments: list[Any],
+) -> Rollout:
     parts: list[Trajectories] = []
     seconds, decisions = 0.0, 0
-    environments: list[Any] = []
     for first in range(0, len(seeds), parallel):
         chunk = list(seeds[first : first + parallel])
         environments += [make() for _ in range(len(chunk) - len(environments))]
@@ -136,6 +151,4 @@ def rollout(
             progress(len(running))
             step += 1
         parts += [recorder.trajectory() for recorder in recorders]
-    for environment in environments:
-        environment.close()
     return Rollout(Trajectories.concatenate(parts), seconds / decisions)

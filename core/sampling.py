@@ -23,7 +23,7 @@ class WarmStart:
 
 @dataclass(frozen=True)
 class Sample:
-    """x [B, ...]; trace: the iterate before each step and the result, where asked for; faults [B]: not finite."""
+    """x [B, ...]; trace: each iterate as it entered the network, and the result; faults [B]: x is not finite."""
 
     x: Tensor
     trace: tuple[Tensor, ...]
@@ -67,23 +67,21 @@ def sample(
             x = x + first.alpha * start.x0
         draws = _LaterNoise(noise)
         memory: Memory = None
-        iterates = [x]
+        iterates = []
         for step in grid:
             for edit in edits:
                 x = edit.before(x, step)
+            if trace:
+                iterates.append(x)
             denoise = partial(_estimate, denoiser, cond, edits, step)
             x_new, memory = sampler.step(x, denoise, step, memory, partial(draws, step.index))
             for edit in edits:
                 x_new = edit.after(x_new, x, step)
             x = x_new
-            if trace:
-                iterates.append(x)
         for edit in edits:
             x = edit.finish(x)
     faults = ~torch.isfinite(x.detach()).reshape(len(x), -1).all(dim=1)
-    if trace:
-        iterates[-1] = x
-    return Sample(x, tuple(iterates) if trace else (), faults)
+    return Sample(x, (*iterates, x) if trace else (), faults)
 
 
 def _estimate(denoiser: Denoiser, cond: Tensor | None, edits: Sequence[Edit], step: Step, x: Tensor) -> Tensor:

@@ -122,6 +122,10 @@ class Trainer:
                 if self.step % config.checkpoint_every == 0 or self.step == config.steps:
                     self.seconds = time.perf_counter() - begin
                     self.save()
+        except (MemoryError, RuntimeError) as error:
+            if "memory" not in str(error).lower():
+                raise
+            raise UserError("out of memory: lower trainer.batch_size or the size of the network") from error
         except FloatingPointError as error:
             raise UserError(f"{error}; lower trainer.learning_rate or set trainer.gradient_clip") from error
         return True

@@ -10,6 +10,7 @@ from core.algorithm import Acting, Algorithm, GuidanceConfig, Phase, TeamSpec
 from core.data import Affine, Trajectories, drop_conditions, return_ranks, window_rows
 from core.denoiser import PREDICTIONS, Clip, Denoiser, NetworkDenoiser
 from core.edits import Clamp, Edit
+from core.errors import UserError
 from core.guidance import ClassifierFree
 from core.losses import diffusion_loss
 from core.networks import TemporalUNet
@@ -254,6 +255,8 @@ class MADiff(Algorithm):
         if noise is None:
             noise = normal(torch.arange(batch) + (seed << 32), self.plan_shape)
         condition = torch.as_tensor(returns, dtype=torch.float32, device=device)
+        if condition.ndim not in (0, 2):
+            raise ValueError(f"returns must be one number or [B, A], got {list(condition.shape)}")
         result = sample(
             self._guided(guidance_scale),
             noise.to(device),
@@ -316,4 +319,9 @@ class MADiffPolicy(Reactive):
             temperature=self.acting.temperature,
             noise=normal(self.keys, self.planner.plan_shape, stream=context.step),
         )
+        if bool(plan.faults.any()):
+            raise UserError(
+                f"{int(plan.faults.sum())} of {len(observations)} plans at step {context.step} are not finite: "
+                "lower guidance.scale, or train the run again"
+            )
         return plan.actions[:, 0]

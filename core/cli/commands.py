@@ -18,7 +18,7 @@ from core.training import TrainerConfig
 def _at_least(least: int, command: Any, *names: str) -> None:
     for name in names:
         if not least <= getattr(command, name) < 2**62:
-            raise ValueError(f"{name} must be at least {least}, got {getattr(command, name)}")
+            raise ValueError(f"{name} must be at least {least} and below 2^62, got {getattr(command, name)}")
 
 
 @dataclass

@@ -31,7 +31,7 @@ def command(arguments: list[str]) -> None:
         names = list_datasets(root)
         if not names:
             raise UserError(f"no datasets in {root}: collect one with convoy collect task=mpe/spread quality=expert")
-        console.print(_summary(names, root))
+        _print_summary(names, root)
     else:
         if len(words) != 2:
             raise UserError(f"convoy data info takes one dataset: write {_USAGE}")
@@ -40,14 +40,21 @@ def command(arguments: list[str]) -> None:
         _info(dataset)
 
 
-def _summary(names: list[str], root: Path) -> Table:
+def _print_summary(names: list[str], root: Path) -> None:
     result = Table(title=str(root), box=SIMPLE)
     for heading in ("dataset", "behaviour", "episodes", "steps", "agents", "mean return", "spread", "normalised", "MB"):
         left = heading in ("dataset", "behaviour")
         result.add_column(heading, justify="left" if left else "right", overflow="fold", no_wrap=heading == "dataset")
+    unreadable: list[str] = []
     with bar("reading", len(names)) as advance:
         for name in names:
-            dataset = read_dataset(name, root)
+            try:
+                dataset = read_dataset(name, root)
+            except UserError as error:
+                result.add_row(name, "unreadable")
+                unreadable.append(str(error))
+                advance(1)
+                continue
             scores = dataset.trajectories.scores
             result.add_row(
                 name,
@@ -61,7 +68,9 @@ def _summary(names: list[str], root: Path) -> Table:
                 f"{dataset.bytes / 1e6:.1f}",
             )
             advance(1)
-    return result
+    console.print(result)
+    if unreadable:
+        raise UserError("; ".join(unreadable))
 
 
 def _normalised(dataset: Dataset, score: float) -> str:

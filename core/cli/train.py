@@ -151,6 +151,10 @@ def resolved(config: Train, dataset: Dataset, spec: TeamSpec) -> dict[str, objec
         "task": asdict(config.task),
         "algo": asdict(config.algo),
         "trainer": asdict(config.trainer),
-        "dataset": {"id": dataset.id, "quality": dataset.provenance.quality, "fingerprint": dataset.fingerprint()},
+        "dataset": {
+            "id": dataset.id,
+            "quality": dataset.provenance.quality,
+            "fingerprint": dataset.trajectories.fingerprint(),
+        },
         "spec": asdict(spec),
     }

@@ -6,7 +6,6 @@ where row k + 1 belongs to step k, as Gymnasium returns infos, and row 0 (the re
 stands in the metadata under "convoy": see `Provenance`. A Minari dataset without that entry is a single agent's, A = 1.
 """
 
-import hashlib
 import json
 import os
 import warnings
@@ -38,7 +37,7 @@ class Provenance:
         agents: the agents' names, in the order of the agent axis.
         seed: of the first episode. episodes: how many.
         references: scores that normalise a return, "random" and "expert", and their "source".
-        generator: program and version. licence: of the data.
+        generator: program and version. licence: of the data. fingerprint: of the contents, checked on reading.
     """
 
     task: str = ""
@@ -52,6 +51,7 @@ class Provenance:
     references: dict[str, Any] = field(default_factory=dict)
     generator: str = ""
     licence: str = ""
+    fingerprint: str = ""
 
 
 @dataclass(frozen=True)
@@ -62,13 +62,6 @@ class Dataset:
     trajectories: Trajectories
     provenance: Provenance
     bytes: int
-
-    def fingerprint(self) -> str:
-        """Hash of the contents, so that a resumed run can tell that its data is still the same."""
-        digest = hashlib.blake2b(digest_size=16)
-        for name in ("observations", "actions", "rewards", "costs", "offsets", "terminated"):
-            digest.update(getattr(self.trajectories, name).contiguous().numpy().tobytes())
-        return digest.hexdigest()
 
 
 def default_root() -> Path:
@@ -138,7 +131,8 @@ def write_dataset(
                     description=f"{provenance.quality} team of {provenance.task}, rules {provenance.rules}",
                     data_format="hdf5",
                 )
-                dataset.storage.update_metadata({"convoy": asdict(provenance)})
+                convention = {**asdict(provenance), "fingerprint": trajectories.fingerprint()}
+                dataset.storage.update_metadata({"convoy": convention})
                 dataset.storage.update_episode_metadata({"behaviour": tag} for tag in trajectories.tags.tolist())
             _swap(scratch / dataset_id, target, scratch / "replaced")
     except (OSError, RuntimeError) as error:  # HDF5 says RuntimeError of a full disk
@@ -252,6 +246,8 @@ def read_dataset(dataset_id: str, root: Path) -> Dataset:
         )
     except (OSError, LookupError, ValueError, TypeError, AttributeError, RuntimeError, AssertionError) as error:
         raise UserError(f"dataset {dataset_id} in {root} cannot be read: {reason(error)}; collect it again") from error
+    if provenance.fingerprint and trajectories.fingerprint() != provenance.fingerprint:
+        raise UserError(f"dataset {dataset_id} in {root} is corrupt: it is not what was written; collect it again")
     size = sum(path.stat().st_size for path in folder.iterdir())
     return Dataset(dataset_id, trajectories, provenance, size)
 

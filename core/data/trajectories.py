@@ -1,5 +1,6 @@
 """Trajectories of teams in memory, and windows of them gathered by index."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -85,6 +86,13 @@ class Trajectories:
     def scores(self) -> Tensor:
         """Score of each episode [E]: its return, averaged over agents."""
         return self.returns.mean(dim=1)
+
+    def fingerprint(self) -> str:
+        """Hash of the contents, by which stored data is checked and a resumed run knows its data again."""
+        digest = hashlib.blake2b(digest_size=16)
+        for name in ("observations", "actions", "rewards", "costs", "offsets", "terminated", "tags"):
+            digest.update(getattr(self, name).contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
     def returns_to_go(self, discount: float = 1.0) -> Tensor:
         """Discounted sum of the rewards from each row to the end of its episode [S, A]."""

@@ -59,6 +59,17 @@ def table_of(run):
     return json.loads((run / "evaluations.json").read_text())
 
 
+def test_one_unreadable_dataset_does_not_hide_the_others(place, capsys):
+    shutil.copytree(place / "data" / ID, place / "data" / "mpe" / "spread" / "mpe2" / "spoilt-v0")
+    (place / "data" / "mpe" / "spread" / "mpe2" / "spoilt-v0" / "data" / "main_data.hdf5").write_bytes(b"nothing")
+    assert main(["data", "list", "data=data"]) == 2
+    printed = capsys.readouterr()
+    assert ID in printed.out
+    assert "unreadable" in printed.out
+    assert printed.err.count("\n") == 1
+    assert "spoilt-v0" in printed.err
+
+
 def test_outputs(made):
     dataset = read_dataset(ID, made / "data")
     assert dataset.trajectories.episodes == 12
@@ -73,7 +84,7 @@ def test_outputs(made):
         assert len((made / run / "metrics.csv").read_text().splitlines()) == 3
         config = yaml.safe_load((made / run / "config.yaml").read_text())
         assert config["method"] == run
-        assert config["dataset"] == {"id": ID, "quality": "expert", "fingerprint": dataset.fingerprint()}
+        assert config["dataset"] == {"id": ID, "quality": "expert", "fingerprint": dataset.trajectories.fingerprint()}
         assert config["spec"] == {"agents": 3, "observation_dim": 18, "action_dim": 2}
     assert not list(made.rglob(".writing-*"))
     assert not (made / "outputs").exists()
@@ -221,7 +232,7 @@ def test_collecting_is_independent_of_the_batch(place):
             options = [f"quality={quality}", "episodes=5", "seed=3", f"parallel={parallel}", f"data=p{parallel}"]
             assert main(["collect", *options]) == 0
         one, five = (read_dataset(f"mpe/spread/mpe2/{quality}-v0", place / name) for name in ("p1", "p5"))
-        assert one.fingerprint() == five.fingerprint()
+        assert one.trajectories.fingerprint() == five.trajectories.fingerprint()
 
 
 def test_help_and_no_arguments(capsys):

@@ -158,6 +158,22 @@ def test_an_end_by_both_counts_as_terminated():
     assert data.terminated.all()
 
 
+def test_environments_are_closed_even_when_the_policy_fails():
+    made = []
+
+    def make():
+        made.append(Drift())
+        return made[-1]
+
+    class Failing(Noisy):
+        def act(self, observations, context):
+            raise RuntimeError("no plan")
+
+    with pytest.raises(RuntimeError, match="no plan"):
+        rollout(Failing(), make, range(3))
+    assert [environment.closed for environment in made] == [True] * 3
+
+
 def test_agents_may_end_in_different_ways():
     """One agent terminated and the other truncated: PettingZoo's episode is over, and it was no termination of all."""
     data = rollout(Noisy(), lambda: Drift("one each"), SEEDS).trajectories

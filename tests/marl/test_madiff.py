@@ -287,6 +287,26 @@ def test_faults_are_flagged(planner):
     assert plan.actions[sound].isfinite().all()
 
 
+def test_acting_on_a_plan_that_is_not_finite_is_an_error(planner):
+    policy = planner.policy(Acting())
+    policy.reset([1, 2])
+    observations = OBSERVATIONS[:2].clone()
+    observations[1, 2, 0] = torch.nan
+    with pytest.raises(UserError, match="1 of 2 plans at step 0 are not finite"):
+        policy.act(observations, Context(0, torch.ones(2, dtype=torch.bool)))
+
+
+def test_every_stage_of_the_trace_holds_the_current_observation(planner):
+    for stage in planner.plan(OBSERVATIONS, trace=True).trace:
+        assert torch.allclose(stage[:, 0], OBSERVATIONS, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(4,), (4, 3, 1)])
+def test_returns_of_a_wrong_shape(planner, shape):
+    with pytest.raises(ValueError, match="returns must be one number or"):
+        planner.plan(OBSERVATIONS, returns=torch.ones(shape))
+
+
 @pytest.mark.parametrize("config", [TINY, replace(TINY, actions="joint", normaliser="minmax", schedule="cosine")])
 def test_saved_and_loaded_it_plans_the_same(config, tmp_path):
     run = {
