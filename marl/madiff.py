@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from core.algorithm import Acting, Algorithm, GuidanceConfig, Phase, TeamSpec
-from core.data import Affine, Trajectories, drop_conditions, return_ranks, window_rows
+from core.data import Affine, Trajectories, WindowBatch, Windows, drop_conditions
 from core.denoiser import PREDICTIONS, Clip, Denoiser, NetworkDenoiser
 from core.edits import Clamp, Edit
 from core.errors import UserError
@@ -100,35 +100,6 @@ class Plan:
     trace: tuple[Tensor, ...]
 
 
-@dataclass(frozen=True)
-class _Batch:
-    observations: Tensor  # [B, T, A, O], normalised
-    actions: Tensor  # [B, T, A, U]
-    valid: Tensor  # [B, T], the step has an action
-    ranks: Tensor  # [B, A, 1]
-
-
-class _Windows:
-    """Every window that starts at a decision, gathered on the device."""
-
-    def __init__(self, trajectories: Trajectories, observations: Tensor, discount: float, horizon: int):
-        device = observations.device
-        self.observations = observations
-        self.actions = trajectories.actions.to(device)
-        self.ranks = return_ranks(trajectories, discount)[..., None].to(device)
-        self.starts = trajectories.decisions.to(device)
-        self.last = trajectories.last.to(device)
-        self.horizon = horizon
-
-    def __len__(self) -> int:
-        return len(self.starts)
-
-    def gather(self, index: Tensor) -> _Batch:
-        starts = self.starts[index]
-        rows, valid = window_rows(self.last, starts, self.horizon)
-        return _Batch(self.observations[rows], self.actions[rows], valid, self.ranks[starts])
-
-
 class MADiff(Algorithm):
     """Centralised planner: one joint plan of all agents' observations, clamped at the current ones.
 
@@ -177,15 +148,15 @@ class MADiff(Algorithm):
 
     # Training
 
-    def prepare(self, trajectories: Trajectories) -> _Windows:
+    def prepare(self, trajectories: Trajectories) -> Windows:
         observations = trajectories.observations.to(self.known.device)
         self.normaliser.fit(observations)
-        return _Windows(trajectories, self.normaliser(observations), self.config.discount, self.config.horizon)
+        return Windows(trajectories, self.normaliser(observations), self.config.horizon, self.config.discount)
 
     def phases(self) -> Sequence[Phase]:
         return [Phase("planner", list(self.parameters()), self._loss)]
 
-    def _loss(self, batch: _Batch, generator: torch.Generator) -> dict[str, Tensor]:
+    def _loss(self, batch: WindowBatch, generator: torch.Generator) -> dict[str, Tensor]:
         x0 = torch.cat([batch.observations, batch.actions], dim=-1) if self.joint else batch.observations
         diffusion, estimate, t = diffusion_loss(
             self.denoiser,
@@ -201,7 +172,7 @@ class MADiff(Algorithm):
         inverse = self._inverse_loss(batch, estimate.detach(), t, generator)
         return {"loss": (diffusion + inverse) / 2, "diffusion": diffusion, "inverse": inverse}
 
-    def _inverse_loss(self, batch: _Batch, estimate: Tensor, t: Tensor, generator: torch.Generator) -> Tensor:
+    def _inverse_loss(self, batch: WindowBatch, estimate: Tensor, t: Tensor, generator: torch.Generator) -> Tensor:
         """Mean squared error of the actions, over the real steps of the window."""
         assert self.inverse is not None
         config = self.config.inverse

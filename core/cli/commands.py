@@ -17,8 +17,10 @@ from core.training import TrainerConfig
 
 def _at_least(least: int, command: Any, *names: str) -> None:
     for name in names:
-        if not least <= getattr(command, name) < 2**62:
-            raise ValueError(f"{name} must be at least {least} and below 2^62, got {getattr(command, name)}")
+        value = getattr(command, name)
+        if not least <= value < 2**62:
+            bound = f"at least {least}" if value < least else "below 2^62"
+            raise ValueError(f"{name} must be {bound}, got {value}")
 
 
 @dataclass

@@ -3,13 +3,16 @@
 from core.data.conditions import drop_conditions, return_ranks
 from core.data.normalisers import Affine
 from core.data.storage import Dataset, Provenance, list_datasets, read_dataset, read_provenance, write_dataset
-from core.data.trajectories import Trajectories, window_rows
+from core.data.trajectories import Trajectories
+from core.data.windows import WindowBatch, Windows, window_rows
 
 __all__ = [
     "Affine",
     "Dataset",
     "Provenance",
     "Trajectories",
+    "WindowBatch",
+    "Windows",
     "drop_conditions",
     "list_datasets",
     "read_dataset",

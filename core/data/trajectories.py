@@ -133,11 +133,3 @@ def _steps_from_the_end(last: Tensor) -> list[Tensor]:
     order = torch.argsort(distance, stable=True)
     groups = torch.split(order, torch.bincount(distance).tolist())
     return list(groups[1:])
-
-
-def window_rows(last: Tensor, starts: Tensor, horizon: int) -> tuple[Tensor, Tensor]:
-    """Rows [B, T] of windows that start at the given rows [B] and repeat their episode's last row (`last`, [S]) where
-    they pass its end, and a mask [B, T] that is True where the row holds a real action."""
-    last = last[starts][:, None]
-    rows = starts[:, None] + torch.arange(horizon, device=starts.device)
-    return torch.minimum(rows, last), rows < last

@@ -107,9 +107,10 @@ def test_hooks_see_and_change_the_right_iterates():
             7 * step.index : 7 * step.index + 7
         ]
         x_old = network[1]
-        assert torch.equal(before_a[3], iterate)
-        assert torch.equal(before_b[3], iterate + 1)
-        assert torch.equal(x_old, iterate + 1 + 3)
+        # The trace shows what entered the network.
+        assert torch.equal(x_old, iterate)
+        assert torch.equal(before_b[3], before_a[3] + 1)
+        assert torch.equal(x_old, before_a[3] + 1 + 3)
         assert torch.equal(estimate_a[3], 0.5 * x_old)
         assert torch.equal(estimate_b[3], 0.5 * x_old * 2)
         assert torch.equal(estimate_a[4], x_old)
