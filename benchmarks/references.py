@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from core.rollout import rollout
-from marl.behaviours import SPREAD_QUALITIES, SpreadTeam
+from marl.behaviours import QUALITIES, scripted_team
 from marl.environments import TaskConfig
 
 
@@ -22,8 +22,8 @@ def main(episodes: int) -> None:
     torch.set_num_threads(1)
     task = TaskConfig("mpe/spread")
     rows = []
-    for quality, steering in SPREAD_QUALITIES.items():
-        scores = rollout(SpreadTeam(steering), task.make, range(episodes)).trajectories.scores
+    for quality in QUALITIES[task.name]:
+        scores = rollout(scripted_team(task.name, quality), task.make, range(episodes)).trajectories.scores
         row = {
             "task": task.name,
             "rules": task.rules,

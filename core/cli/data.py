@@ -6,6 +6,7 @@ import torch
 from rich.box import SIMPLE
 from rich.table import Table
 
+import marl
 from core.cli.commands import data_root
 from core.data import Dataset, list_datasets, read_dataset
 from core.errors import UserError, nearest
@@ -75,9 +76,7 @@ def _print_summary(names: list[str], root: Path) -> None:
 
 def _normalised(dataset: Dataset, score: float) -> str:
     references = dataset.provenance.references
-    if not references:
-        return ""
-    return f"{100 * (score - references['random']) / (references['expert'] - references['random']):.1f}"
+    return f"{marl.References(**references).normalise(score):.1f}" if references else ""
 
 
 def _info(dataset: Dataset) -> None:

@@ -68,7 +68,7 @@ class TemporalUNet(nn.Module):
         multipliers: channels of each level as multiples of `width`.
         condition_dim: entries of the condition vector; 0 for none.
         kernel: width of the convolutions, odd. groups: of the group normalisation.
-        activation: "mish" as published, or "silu", which takes a fifth of its time on a CPU.
+        activation: "mish" as published, or "silu", which is several times cheaper on a CPU.
         mixer: factory of the modules at the bottleneck and on every skip; None keeps the agents independent.
     """
 
