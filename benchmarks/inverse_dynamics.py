@@ -76,6 +76,7 @@ def train(model: nn.Module, observations: Tensor, successors: Callable[[Tensor],
 def main(folder: str, *options: str) -> None:
     settings = dict(option.split("=", 1) for option in options)
     torch.set_num_threads(1)
+    torch.manual_seed(0)  # of every row's initial weights
     run = Run.open(Path(folder))
     planner = MADiff.load(folder)
     data = Transitions(planner, run, data_root(settings.get("data")))
