@@ -1,8 +1,8 @@
 """Counter-based noise: standard normal numbers that belong to a sample, not to its place in a batch.
 
-A sample's key and a counter are hashed to bits (the finaliser of SplitMix64, Steele et al. 2014), and bits become
-normal numbers by Box-Muller. The same key draws the same noise whatever the batch's size, on any device, with no
-generator to carry about and no loop over samples.
+A sample's key is hashed with the number of the draw (the finaliser of SplitMix64, Steele et al. 2014), then with a
+counter to 32-bit words, and pairs of words become normal numbers by Box-Muller. The same key draws the same noise
+whatever the batch's size, on any device, with no generator to carry about and no loop over samples.
 """
 
 import math
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 _GOLDEN = -0x61C8864680B583EB  # 2^64 / golden ratio as a signed 64-bit integer
+_GOLDEN32 = -0x61C88647
 _MIX1 = -0x40A7B892E31B1A47
 _MIX2 = -0x6B2FB644ECCEEE15
 
@@ -21,32 +22,43 @@ def _shift(z: Tensor, bits: int) -> Tensor:
     return (z >> bits) & ((1 << (64 - bits)) - 1)
 
 
-def _signed(number: int) -> int:
-    """The number modulo 2^64 as a signed 64-bit integer."""
-    return (number + (1 << 63)) % (1 << 64) - (1 << 63)
-
-
 def _hash(z: Tensor) -> Tensor:
     z = (z ^ _shift(z, 30)) * _MIX1
     z = (z ^ _shift(z, 27)) * _MIX2
     return z ^ _shift(z, 31)
 
 
+def _mix(z: Tensor) -> Tensor:
+    """A 32-bit hash, in place on int32: multiplications between xors of the high bits (the "lowbias32" family)."""
+    z ^= (z >> 16).bitwise_and_(0xFFFF)
+    z *= 0x21F0AAAD
+    z ^= (z >> 15).bitwise_and_(0x1FFFF)
+    z *= 0x735A2D97
+    z ^= (z >> 15).bitwise_and_(0x1FFFF)
+    return z
+
+
 def normal(
     keys: Tensor | Sequence[int], shape: Sequence[int], stream: int = 0, dtype: torch.dtype = torch.float32
 ) -> Tensor:
     """Standard normal noise [B, *shape] for B integer keys; another `stream` gives independent noise."""
-    keys = torch.as_tensor(keys, dtype=torch.int64)
+    return normals(torch.as_tensor(keys, dtype=torch.int64), shape, range(stream, stream + 1), dtype)[0]
+
+
+def normals(keys: Tensor, shape: Sequence[int], streams: range, dtype: torch.dtype = torch.float32) -> Tensor:
+    """The noise of several streams at once, [len(streams), B, *shape]; keys: int64 [B]."""
     size = math.prod(shape)
-    pairs = (size + 1) // 2
-    counter = torch.arange(2 * pairs, device=keys.device) * _GOLDEN
-    key = _hash(_hash(keys * _GOLDEN + 1) + _signed((stream + 1) * _GOLDEN))
-    bits = _shift(_hash(key[:, None] + counter), 11)  # 53 bits
-    uniform = (bits.to(torch.float64) + 0.5) * 2.0**-53
-    radius = torch.sqrt(-2 * torch.log(uniform[:, :pairs]))
-    angle = (2 * math.pi) * uniform[:, pairs:]
-    flat = torch.cat([radius * torch.cos(angle), radius * torch.sin(angle)], dim=1)[:, :size]
-    return flat.to(dtype).reshape(-1, *shape)
+    precise = torch.float64 if dtype == torch.float64 else torch.float32
+    stream = torch.arange(streams.start + 1, streams.stop + 1, device=keys.device) * _GOLDEN
+    low, high = _hash(_hash(keys * _GOLDEN + 1) + stream[:, None]).view(torch.int32).unflatten(1, (-1, 1, 2)).unbind(-1)
+    counter = torch.arange((size + 1) // 2, dtype=torch.int32, device=keys.device)
+    word = _mix(counter * _GOLDEN32 + low)
+    # 31 bits inside (0, 1] for the radius, 32 bits inside [-pi, pi] for the angle.
+    radius = _mix(word ^ high).bitwise_and_(0x7FFFFFFF).to(precise).add_(0.5).mul_(2.0**-31).log_().mul_(-2).sqrt_()
+    angle = _mix(word + high).to(precise).mul_(math.pi * 2.0**-31)
+    flat = torch.cat([radius * torch.cos(angle), radius * torch.sin(angle)], dim=-1)
+    flat = flat if size % 2 == 0 else flat[..., :size].contiguous()
+    return flat.to(dtype).reshape(len(streams), -1, *shape)
 
 
 def keys_of(noise: Tensor) -> Tensor:

@@ -1,16 +1,18 @@
 """The one sampling loop."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from core.denoiser import Denoiser
+from core.denoiser import AnyDenoiser, Condition, Denoiser, Time, Walk, as_denoiser
 from core.edits import Edit
-from core.noise import keys_of, normal
+from core.noise import keys_of, normals
 from core.samplers import Memory, Sampler, Step
+from core.schedules import Schedule
 
 
 @dataclass(frozen=True)
@@ -31,11 +33,11 @@ class Sample:
 
 
 def sample(
-    denoiser: Denoiser,
+    denoiser: Denoiser | AnyDenoiser,
     noise: Tensor,
     sampler: Sampler,
     *,
-    cond: Tensor | None = None,
+    cond: Condition | None = None,
     edits: Sequence[Edit] = (),
     start: WarmStart | None = None,
     temperature: float = 1.0,
@@ -49,7 +51,7 @@ def sample(
         noise: standard normal [B, ...]. It is the only randomness: stochastic samplers draw what they need later from
             a hash of each sample's first noise, so a sample does not depend on the rest of its batch.
         sampler: the grid and the step.
-        cond: condition [B, ...] handed to the denoiser.
+        cond: condition [B, ...] handed to the denoiser, or several for guidance that composes them.
         edits: applied in order at each of their hooks.
         start: warm start.
         temperature: factor on the initial noise; 0.5 is Decision Diffuser's and MADiff's "low temperature".
@@ -58,23 +60,28 @@ def sample(
 
     Nothing in the loop waits for the device: faults are flags to be read afterwards.
     """
-    schedule = denoiser.schedule
-    grid = sampler.grid(schedule, start.level if start else 1.0)
+    denoiser = as_denoiser(denoiser)
+    level = start.level if start else 1.0
+    grid = sampler.grid(denoiser.schedule, level)
+    walk = Walk(_times(sampler, denoiser.schedule, level, noise.device))
+    draw = _LaterNoise(noise, sum(sampler.draws(step) + (step.renoise is not None) for step in grid))
     with torch.set_grad_enabled(grad):
         first = grid[0].start
-        x = first.sigma * temperature * noise
         if start:
-            x = x + first.alpha * start.x0
-        draws = _LaterNoise(noise)
+            x = first.alpha * start.x0 + first.sigma * temperature * noise
+        else:
+            # A walk that begins below t = 1 ("leading" grids) takes noise for a sample of that level, as the papers do.
+            x = (first.sigma if first.t == 1 else math.hypot(first.alpha, first.sigma)) * temperature * noise
         memory: Memory = None
         iterates = []
         for step in grid:
+            if step.renoise:
+                x = (step.renoise[0] * x).add(draw(), alpha=step.renoise[1])
             for edit in edits:
                 x = edit.before(x, step)
             if trace:
                 iterates.append(x)
-            denoise = partial(_estimate, denoiser, cond, edits, step)
-            x_new, memory = sampler.step(x, denoise, step, memory, partial(draws, step.index))
+            x_new, memory = sampler.step(x, _Estimate(denoiser, cond, edits, walk, step), step, memory, draw)
             for edit in edits:
                 x_new = edit.after(x_new, x, step)
             x = x_new
@@ -84,22 +91,82 @@ def sample(
     return Sample(x, (*iterates, x) if trace else (), faults)
 
 
-def _estimate(denoiser: Denoiser, cond: Tensor | None, edits: Sequence[Edit], step: Step, x: Tensor) -> Tensor:
-    """The clean estimate at the step's start, edits applied."""
-    x0 = denoiser(x, torch.full((), step.start.t, dtype=torch.float64, device=x.device), cond)
-    for edit in edits:
-        x0 = edit.estimate(x0, x, step)
-    return x0
+@dataclass(slots=True)
+class _Estimate:
+    """The clean estimate of an iterate at a step's start, edits applied; of another one for a sampler's second call."""
+
+    denoiser: Denoiser
+    cond: Condition | None
+    edits: Sequence[Edit]
+    walk: Walk
+    present: Step
+
+    def __call__(self, x: Tensor, step: Step | None = None) -> Tensor:
+        if step is None:
+            step = self.present
+        else:
+            for edit in self.edits:
+                x = edit.before(x, step)
+        x0 = self.denoiser(x, Time(step.start, self.walk, step.place), self.cond)
+        for edit in self.edits:
+            x0 = edit.estimate(x0, x, step)
+        return x0
+
+
+@lru_cache(maxsize=256)
+def _times(sampler: Sampler, schedule: Schedule, start: float, device: torch.device) -> Tensor:
+    """Times [N] of all calls of the denoiser, on the device; made once, since copying them there waits for it."""
+    times = []
+    for step in sampler.grid(schedule, start):
+        times += [step.start.t] if step.inner is None else [step.start.t, step.inner.start.t]
+    return torch.tensor(times, dtype=torch.float64, device=device)
 
 
 class _LaterNoise:
-    """Noise for the steps, from a hash of the first noise that is computed when a step first asks for any."""
+    """Fresh noise at every call, from a hash of the first noise that is computed when it is first asked for.
 
-    def __init__(self, first: Tensor):
+    Draws are made several at a time, as many as the walk may still need, within `CHUNK` numbers.
+    """
+
+    CHUNK = 1 << 18
+
+    def __init__(self, first: Tensor, draws: int):
         self.first = first
+        self.left = draws
+        self.drawn: list[Tensor] = []
         self.keys: Tensor | None = None
+        self.stream = 0
 
-    def __call__(self, stream: int) -> Tensor:
+    def __call__(self) -> Tensor:
         if self.keys is None:
             self.keys = keys_of(self.first)
-        return normal(self.keys, self.first.shape[1:], stream, self.first.dtype)
+        if not self.drawn:
+            count = max(1, min(self.left, self.CHUNK // max(1, self.first.numel())))
+            streams = range(self.stream, self.stream + count)
+            self.drawn = list(normals(self.keys, self.first.shape[1:], streams, self.first.dtype).flip(0))
+            self.stream += count
+            self.left -= count
+        return self.drawn.pop()
+
+
+def best_of(candidates: Tensor, score: Tensor | Callable[[Tensor], Tensor]) -> Tensor:
+    """The best of n candidates for each of B.
+
+    Args:
+        candidates: [B, n, ...].
+        score: [B, n], or a function of the flattened candidates [B n, ...] -> [B n]; the highest wins. One that is not
+            a number never wins over one that is.
+
+    Returns:
+        [B, ...].
+    """
+    if candidates.ndim < 2 or candidates.shape[1] < 1:
+        raise ValueError(f"candidates must be [B, n, ...] with n >= 1, got {list(candidates.shape)}")
+    scores = score if isinstance(score, Tensor) else score(candidates.flatten(0, 1))
+    if not isinstance(score, Tensor) and scores.shape == (math.prod(candidates.shape[:2]),):
+        scores = scores.reshape(candidates.shape[:2])
+    if scores.shape != candidates.shape[:2]:
+        raise ValueError(f"scores must be {list(candidates.shape[:2])}, got {list(scores.shape)}")
+    scores = scores if scores.is_floating_point() else scores.double()
+    best = torch.nan_to_num(scores, nan=-torch.inf, neginf=torch.finfo(scores.dtype).min).argmax(dim=1)
+    return candidates[torch.arange(len(candidates), device=candidates.device), best]

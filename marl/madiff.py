@@ -1,87 +1,27 @@
 """MADiff: joint trajectory diffusion with attention across agents (Zhu et al. 2024, arXiv 2305.17330)."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from core.algorithm import Acting, Algorithm, GuidanceConfig, Phase, TeamSpec
 from core.data import Affine, Trajectories, WindowBatch, Windows, drop_conditions
-from core.denoiser import PREDICTIONS, Clip, Denoiser, NetworkDenoiser
-from core.edits import Clamp, Edit
+from core.denoiser import Denoiser, NetworkDenoiser
+from core.edits import Box, Clamp, Edit
 from core.errors import UserError
 from core.guidance import ClassifierFree
-from core.losses import diffusion_loss
+from core.losses import UniformTimes, diffusion_loss
 from core.networks import TemporalUNet
 from core.noise import normal
 from core.rollout import Context, Reactive
 from core.samplers import Sampler, SamplerConfig
 from core.sampling import sample
-from core.schedules import SCHEDULES
+from core.schedules import schedule_of
 from marl.attention import AgentAttention
-from marl.inverse_dynamics import InverseConfig, InverseDynamics
-
-ACTIONS = ("inverse", "joint")
-
-
-@dataclass
-class MADiffConfig:
-    """MADiff's model and loss. The defaults are the small preset, ours; configs/algo/madiff_published.yaml the paper's.
-
-    Attributes:
-        horizon: time steps T of a plan, the current one included.
-        width, multipliers, kernel, activation: of the temporal U-Net.
-        attention: False trains the same network without any exchange between the agents. heads: of the attention.
-        prediction: "noise", "x0" or "v". schedule: "cosine" or "linear". normaliser: "standard" or "minmax".
-        noise_emphasis: how much more often high noise is trained than low; 1 is uniform (`core.diffusion_loss`).
-        condition_dropout: share of the training items whose condition is dropped.
-        discount: of the return that is conditioned on.
-        next_step_weight: weight of the first planned step in the loss: actions depend on it alone.
-        actions: "inverse" reads them off planned observations; "joint" diffuses them beside the observations.
-        inverse: of the inverse dynamics.
-    """
-
-    name: str = "madiff"
-    horizon: int = 8
-    width: int = 64
-    multipliers: list[int] = field(default_factory=lambda: [1, 2])
-    kernel: int = 5
-    activation: str = "silu"
-    attention: bool = True
-    heads: int = 4
-    prediction: str = "x0"
-    schedule: str = "linear"
-    noise_emphasis: float = 2.0
-    normaliser: str = "standard"
-    condition_dropout: float = 0.25
-    discount: float = 1.0
-    next_step_weight: float = 2.0
-    actions: str = "inverse"
-    inverse: InverseConfig = field(default_factory=InverseConfig)
-
-    def __post_init__(self) -> None:
-        if self.name != "madiff":
-            raise ValueError(f"algo.name is madiff here, got {self.name!r}: choose another algorithm with algo=")
-        for name in ("width", "kernel", "heads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"algo.{name} must be at least 1, got {getattr(self, name)}")
-        if self.horizon < 2:
-            raise ValueError(f"algo.horizon must be at least 2, the current step and one planned, got {self.horizon}")
-        for name, choices in (("prediction", PREDICTIONS), ("schedule", SCHEDULES), ("actions", ACTIONS)):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"unknown algo.{name} {getattr(self, name)!r}: choose one of {', '.join(choices)}")
-        if not 0 <= self.condition_dropout < 1:
-            raise ValueError(f"algo.condition_dropout lies in [0, 1), got {self.condition_dropout}")
-        if not 0 < self.discount <= 1:
-            raise ValueError(f"algo.discount lies in (0, 1], got {self.discount}")
-        if self.next_step_weight <= 0 or self.noise_emphasis <= 0:
-            raise ValueError(
-                f"algo.next_step_weight and algo.noise_emphasis must be positive, "
-                f"got {self.next_step_weight} and {self.noise_emphasis}"
-            )
-        if not self.multipliers or min(self.multipliers) < 1:
-            raise ValueError(f"algo.multipliers must be positive integers, one a level, got {list(self.multipliers)}")
+from marl.inverse_dynamics import InverseDynamics
+from marl.madiff_config import PRECISIONS, MADiffConfig
 
 
 @dataclass(frozen=True)
@@ -123,7 +63,9 @@ class MADiff(Algorithm):
             condition_dim=1,
             mixer=self._attention if config.attention else None,
         )
-        self.denoiser = NetworkDenoiser(network, SCHEDULES[config.schedule](), config.prediction)
+        self.denoiser = NetworkDenoiser(
+            network, schedule_of(config.schedule), config.prediction, autocast=PRECISIONS[config.precision]
+        )
         self.inverse = (
             None
             if self.joint
@@ -143,28 +85,37 @@ class MADiff(Algorithm):
     def uses(config: MADiffConfig) -> frozenset[str]:
         return frozenset({"sampler", "scale", "returns"})
 
-    def _attention(self, channels: int, length: int, embedding: int) -> nn.Module:
+    def _attention(self, channels: int, embedding: int) -> nn.Module:
         return AgentAttention(channels, embedding, heads=self.config.heads)
 
     # Training
 
     def prepare(self, trajectories: Trajectories) -> Windows:
-        observations = trajectories.observations.to(self.known.device)
-        self.normaliser.fit(observations)
-        return Windows(trajectories, self.normaliser(observations), self.config.horizon, self.config.discount)
+        self.normaliser.fit(trajectories.observations.to(self.known.device))
+        return self.windows(trajectories)
+
+    def windows(self, trajectories: Trajectories) -> Windows:
+        """The data's windows of T steps, normalised as the planner knows them."""
+        observations = self.normaliser(trajectories.observations.to(self.known.device))
+        return Windows(trajectories, observations, self.config.horizon, self.config.discount)
 
     def phases(self) -> Sequence[Phase]:
         return [Phase("planner", list(self.parameters()), self._loss)]
 
+    def clean(self, batch: WindowBatch) -> Tensor:
+        """What is diffused of a batch of windows, [B, T, A, D]."""
+        return torch.cat([batch.observations, batch.actions], dim=-1) if self.joint else batch.observations
+
     def _loss(self, batch: WindowBatch, generator: torch.Generator) -> dict[str, Tensor]:
-        x0 = torch.cat([batch.observations, batch.actions], dim=-1) if self.joint else batch.observations
+        x0 = self.clean(batch)
         diffusion, estimate, t = diffusion_loss(
             self.denoiser,
             x0,
             clamp=Clamp(self.known, x0),
             cond=drop_conditions(batch.ranks, self.config.condition_dropout, generator),
             weights=self.weights,
-            noise_emphasis=self.config.noise_emphasis,
+            times=UniformTimes(self.config.noise_emphasis),
+            weighting=self.config.weighting,
             generator=generator,
         )
         if self.inverse is None:
@@ -196,6 +147,7 @@ class MADiff(Algorithm):
         observations: Tensor,
         returns: float | Tensor = 0.9,
         *,
+        denoiser: Denoiser | None = None,
         sampler: Sampler | None = None,
         guidance_scale: float = GuidanceConfig.scale,
         temperature: float = 1.0,
@@ -209,6 +161,7 @@ class MADiff(Algorithm):
         Args:
             observations: current observations [B, A, O].
             returns: wanted return rank in [0, 1], one for all or [B, A].
+            denoiser: in place of the planner's own, such as a guided one; classifier-free guidance wraps it.
             sampler: DDIM with 5 steps unless given. guidance_scale: of classifier-free guidance.
             temperature: factor on the initial noise (the paper: 0.5).
             edits: further edits of the normalised plan [B, T, A, D], after the clamp.
@@ -229,11 +182,11 @@ class MADiff(Algorithm):
         if condition.ndim not in (0, 2):
             raise ValueError(f"returns must be one number or [B, A], got {list(condition.shape)}")
         result = sample(
-            self._guided(guidance_scale),
+            ClassifierFree(denoiser or self.denoiser, guidance_scale),
             noise.to(device),
             sampler or SamplerConfig().build(),
             cond=condition.expand(batch, self.spec.agents)[..., None],
-            edits=[self.clamp(observations.to(device)), *edits],
+            edits=[self._box(), self.clamp(observations.to(device)), *edits],
             temperature=temperature,
             trace=trace,
         )
@@ -257,12 +210,13 @@ class MADiff(Algorithm):
         values[:, 0, :, : self.spec.observation_dim] = self.normaliser(observations)
         return Clamp(self.known, values)
 
-    def _guided(self, scale: float) -> Denoiser:
+    def _box(self) -> Box:
+        """The edit that keeps clean estimates within the data."""
         low, high = self.normaliser.low, self.normaliser.high
         if self.joint:
             ones = low.new_ones(self.spec.action_dim)
             low, high = torch.cat([low, -ones]), torch.cat([high, ones])
-        return Clip(ClassifierFree(self.denoiser, scale), low, high)
+        return Box(low, high)
 
     def _observations(self, x: Tensor) -> Tensor:
         return self.normaliser.invert(x[..., : self.spec.observation_dim])
@@ -274,8 +228,9 @@ class MADiff(Algorithm):
 class MADiffPolicy(Reactive):
     """Plans anew at every step and executes the first joint action."""
 
-    def __init__(self, planner: MADiff, acting: Acting):
+    def __init__(self, planner: MADiff, acting: Acting, denoiser: Denoiser | None = None):
         self.planner = planner
+        self.denoiser = denoiser
         self.acting = acting
 
     def reset(self, seeds: Sequence[int]) -> None:
@@ -285,6 +240,7 @@ class MADiffPolicy(Reactive):
         plan = self.planner.plan(
             observations,
             self.acting.guidance.returns,
+            denoiser=self.denoiser,
             sampler=self.acting.sampler.build(),
             guidance_scale=self.acting.guidance.scale,
             temperature=self.acting.temperature,

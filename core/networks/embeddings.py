@@ -3,11 +3,16 @@
 import math
 
 import torch
+from einops import repeat
 from torch import Tensor, nn
 
 
 class TimeEmbedding(nn.Module):
-    """Sinusoidal features of the diffusion time followed by a two-layer MLP: [B] -> [B, width]."""
+    """Sinusoidal features of the diffusion time followed by a two-layer MLP: [B] -> [B, width].
+
+    What is embedded already, [B, width], passes as it is: while sampling, the embeddings of all steps are computed at
+    once (`core.NetworkDenoiser`).
+    """
 
     frequencies: Tensor
 
@@ -22,6 +27,8 @@ class TimeEmbedding(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.Mish(), nn.Linear(4 * width, width))
 
     def forward(self, t: Tensor) -> Tensor:
+        if t.ndim == 2:
+            return t
         phase = 1000.0 * t.to(self.frequencies.dtype)[..., None] * self.frequencies
         return self.mlp(torch.cat([phase.sin(), phase.cos()], dim=-1))
 
@@ -35,6 +42,7 @@ class ConditionEmbedding(nn.Module):
 
     def __init__(self, condition_dim: int, width: int):
         super().__init__()
+        self.dim = condition_dim
         self.mlp = nn.Sequential(
             nn.Linear(condition_dim, width),
             nn.Mish(),
@@ -46,3 +54,23 @@ class ConditionEmbedding(nn.Module):
     def forward(self, condition: Tensor) -> Tensor:
         unknown = condition.isnan().any(dim=-1, keepdim=True)
         return self.mlp(torch.nan_to_num(condition)).masked_fill(unknown, 0.0)
+
+
+def embed(
+    time: TimeEmbedding, condition: ConditionEmbedding | None, t: Tensor, cond: Tensor | None, agents: int
+) -> Tensor:
+    """What the blocks of a network over plans are told, [B, A, E]: the time's embedding and, where the network has one,
+    the condition's beside it.
+
+    t: [B]; cond: [B, A, c], [B, 1, c] for one shared by all agents, or None.
+    """
+    times = repeat(time(t), "b e -> b a e", a=agents)
+    if condition is None:
+        if cond is not None:
+            raise ValueError("this network was built without a condition (condition_dim=0), but one was given")
+        return times
+    if cond is None:
+        return torch.cat([times, torch.zeros_like(times)], dim=-1)
+    if cond.ndim != 3:
+        raise ValueError(f"the condition must be [B, A, {condition.dim}], got {list(cond.shape)}")
+    return torch.cat([times, condition(cond).expand_as(times)], dim=-1)

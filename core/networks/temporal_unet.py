@@ -1,17 +1,14 @@
 """The temporal U-Net of the trajectory-diffusion papers, over plans with an agent axis."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from einops import rearrange, repeat
+from einops import rearrange
 from torch import Tensor, nn
 
-from core.networks.embeddings import ConditionEmbedding, TimeEmbedding
-
-#: Builds a module that lets agents exchange features: (features [B, A, C, T], embedding [B, A, E]) -> features.
-MixerFactory = Callable[[int, int, int], nn.Module]  # (channels, length, embedding width)
-
+from core.networks.embeddings import ConditionEmbedding, TimeEmbedding, embed
+from core.networks.mixing import MixerFactory, mix
 
 ACTIVATIONS = {"mish": nn.Mish, "silu": nn.SiLU}
 
@@ -63,7 +60,7 @@ class TemporalUNet(nn.Module):
 
     Args:
         features: entries D of one agent at one time step.
-        horizon: number T of time steps; divisible by 2^(levels - 1). Mixers may depend on it.
+        horizon: number T of time steps; divisible by 2^(levels - 1).
         width: channels of the finest level.
         multipliers: channels of each level as multiples of `width`.
         condition_dim: entries of the condition vector; 0 for none.
@@ -104,7 +101,6 @@ class TemporalUNet(nn.Module):
         self.condition = ConditionEmbedding(condition_dim, width) if condition_dim else None
         self.condition_dim = condition_dim
         channels = [width * m for m in multipliers]
-        lengths = [horizon // 2**level for level in range(levels)]
 
         def block(inputs: int, outputs: int) -> _ResidualBlock:
             return _ResidualBlock(inputs, outputs, embedding, conv)
@@ -112,18 +108,16 @@ class TemporalUNet(nn.Module):
         def pair(inputs: int, outputs: int) -> _Pair:
             return _Pair(block(inputs, outputs), block(outputs, outputs))
 
-        def mix(level: int) -> nn.Module:
-            return mixer(channels[level], lengths[level], embedding) if mixer else _NoMixer()
-
         self.activate = ACTIVATIONS[activation]()
         self.down_blocks, self.downsamples, self.skip_mixers = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         for level in range(levels):
             self.down_blocks.append(pair(channels[level - 1] if level else features, channels[level]))
             if level < levels - 1:
                 self.downsamples.append(nn.Conv1d(channels[level], channels[level], 3, stride=2, padding=1))
-                self.skip_mixers.append(mix(level))
+                if mixer:
+                    self.skip_mixers.append(mixer(channels[level], embedding))
         self.middle = nn.ModuleList([block(channels[-1], channels[-1]) for _ in range(2)])
-        self.middle_mixer = mix(levels - 1)
+        self.middle_mixer = mixer(channels[-1], embedding) if mixer else None
         self.upsamples, self.up_blocks = nn.ModuleList(), nn.ModuleList()
         for level in reversed(range(levels - 1)):
             self.upsamples.append(nn.ConvTranspose1d(channels[level + 1], channels[level], 4, stride=2, padding=1))
@@ -133,44 +127,19 @@ class TemporalUNet(nn.Module):
     def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
         """x [B, T, A, D], t [B] in [0, 1], cond [B, A, condition_dim] or None -> [B, T, A, D]."""
         batch, _, agents, _ = x.shape
-        embedding = self._embed(t, cond, batch, agents)
-        embedding = self.activate(embedding)
+        embedding = self.activate(embed(self.time, self.condition, t, cond, agents))
         h = rearrange(x, "b t a d -> (b a) d t")
         flat = rearrange(embedding, "b a e -> (b a) e")
         skips = []
         for level, pair in enumerate(self.down_blocks):
             h = pair(h, flat)
             if level < len(self.downsamples):
-                skips.append(_mix(self.skip_mixers[level], h, embedding))
+                skips.append(mix(self.skip_mixers[level], h, embedding) if self.skip_mixers else h)
                 h = self.downsamples[level](h)
         h = self.middle[0](h, flat)
-        h = _mix(self.middle_mixer, h, embedding)
+        if self.middle_mixer is not None:
+            h = mix(self.middle_mixer, h, embedding)
         h = self.middle[1](h, flat)
         for upsample, pair in zip(self.upsamples, self.up_blocks, strict=True):
             h = pair(torch.cat([upsample(h), skips.pop()], dim=1), flat)
         return rearrange(self.head(h), "(b a) d t -> b t a d", b=batch)
-
-    def _embed(self, t: Tensor, cond: Tensor | None, batch: int, agents: int) -> Tensor:
-        time = repeat(self.time(t), "b e -> b a e", a=agents)
-        if self.condition is None:
-            if cond is not None:
-                raise ValueError("this network was built without a condition (condition_dim=0), but one was given")
-            return time
-        if cond is not None and cond.ndim != 3:
-            raise ValueError(f"the condition must be [B, A, {self.condition_dim}], got {list(cond.shape)}")
-        if cond is None:
-            return torch.cat([time, torch.zeros_like(time)], dim=-1)
-        return torch.cat([time, self.condition(cond).expand(batch, agents, -1)], dim=-1)
-
-
-class _NoMixer(nn.Module):
-    def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
-        return h
-
-
-def _mix(mixer: nn.Module, h: Tensor, embedding: Tensor) -> Tensor:
-    """Apply a mixer to folded features [(B A), C, T]."""
-    if isinstance(mixer, _NoMixer):
-        return h
-    mixed = mixer(rearrange(h, "(b a) c t -> b a c t", a=embedding.shape[1]), embedding)
-    return rearrange(mixed, "b a c t -> (b a) c t")

@@ -7,7 +7,7 @@ from marl.attention import AgentAttention
 SMALL = {"width": 16, "multipliers": (1, 2), "groups": 4}
 
 
-def mixed(channels, length, embedding):
+def mixed(channels, embedding):
     """Attention with an open gate: at its initial 0 the agents would not meet at all."""
     attention = AgentAttention(channels, embedding, heads=2)
     torch.nn.init.constant_(attention.gate, 0.7)

@@ -6,14 +6,15 @@ from core.denoiser import NetworkDenoiser, wrap
 from core.noise import normal
 from core.samplers import DDIM, DDPM, DPMSolver
 from core.sampling import WarmStart, sample
-from core.schedules import SCHEDULES, VPCosine, VPLinear
+from core.schedules import VPCosine, VPLinear, VPTable
+from tests.core.every import SCHEDULES, samplers
 from tests.core.gaussian import correlated
 
 NOISE = normal(range(8), (3,), dtype=torch.float64)
-SAMPLERS = [DDIM(6), DDPM(6), DPMSolver(6)]
+SAMPLERS = samplers(6)
 
 
-@pytest.mark.parametrize("schedule", [make() for make in SCHEDULES.values()], ids=str)
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
 @pytest.mark.parametrize("sampler", SAMPLERS, ids=str)
 def test_warm_start_begins_at_its_level(schedule, sampler):
     times = []
@@ -25,8 +26,27 @@ def test_warm_start_begins_at_its_level(schedule, sampler):
     x0 = torch.full((8, 3), 2.0, dtype=torch.float64)
     result = sample(wrap(denoise, schedule), NOISE, sampler, start=WarmStart(x0, 0.3), trace=True)
     assert times[0] == 0.3
-    assert len(times) == 6
+    assert len(times) == sampler.evaluations(schedule, 0.3)
     assert torch.allclose(result.trace[0], schedule.diffuse(x0, NOISE, torch.tensor(0.3).double()), atol=1e-7)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
+def test_pure_noise_has_the_deviation_of_its_level(schedule):
+    sigma = schedule.sigma(torch.ones((), dtype=torch.float64))
+    for sampler in SAMPLERS:
+        first = sample(wrap(lambda x, t: torch.zeros_like(x), schedule), NOISE, sampler, trace=True).trace[0]
+        assert torch.allclose(first, sigma * NOISE, rtol=1e-12)
+
+
+@pytest.mark.parametrize("steps", [6, 200])
+def test_a_grid_that_begins_below_pure_noise_takes_it_for_a_sample_there(steps):
+    # "leading" leaves out the last timesteps, and the papers' code starts with unit variance all the same.
+    table = VPTable.cosine(200)
+    denoiser = wrap(lambda x, t: torch.zeros_like(x), table)
+    for sampler in samplers(steps, spacing="leading"):
+        x = sample(denoiser, NOISE, sampler, trace=True, temperature=0.5).trace[0]
+        scale = 1.0 if steps == 6 else table.sigma(torch.ones((), dtype=torch.float64)).item()
+        assert torch.allclose(x, 0.5 * scale * NOISE, rtol=1e-12)
 
 
 def test_warm_start_near_the_data_keeps_its_sample():

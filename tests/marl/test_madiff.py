@@ -354,7 +354,7 @@ def test_loading_another_algorithms_run(tmp_path):
         ({"activation": "relu"}, "unknown activation 'relu'"),
         ({"normaliser": "cdf"}, "unknown normaliser 'cdf'"),
         ({"heads": 0}, "heads"),
-        ({"schedule": "edm"}, "unknown algo.schedule 'edm'"),
+        ({"schedule": "edm"}, "algo.schedule: unknown schedule 'edm'"),
         ({"actions": "none"}, "unknown algo.actions 'none'"),
         ({"condition_dropout": 1.0}, r"algo.condition_dropout lies in \[0, 1\)"),
         ({"discount": 0.0}, r"algo.discount lies in \(0, 1\]"),

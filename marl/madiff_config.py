@@ -1,0 +1,86 @@
+"""MADiff's configuration."""
+
+from dataclasses import dataclass, field
+
+import torch
+
+from core.losses import WEIGHTINGS
+from core.predictions import PREDICTIONS
+from core.schedules import schedule_of
+from marl.inverse_dynamics import InverseConfig
+
+ACTIONS = ("inverse", "joint")
+PRECISIONS = {"float32": None, "bf16": torch.bfloat16}
+
+
+@dataclass
+class MADiffConfig:
+    """MADiff's model and loss. The defaults are the small preset, ours; configs/algo/madiff_published.yaml the paper's.
+
+    Attributes:
+        horizon: time steps T of a plan, the current one included.
+        width, multipliers, kernel, activation: of the temporal U-Net.
+        attention: False trains the same network without any exchange between the agents. heads: of the attention.
+        prediction: "noise", "x0", "v", "score", "flow" or "edm". schedule: "linear", "cosine", "sigmoid", "ve", "flow",
+            or a table of T steps, such as "cosine/200". weighting: of the loss over times (`core.diffusion_loss`).
+        precision: "bf16" runs the network in bfloat16; samples and weights stay in float32.
+        normaliser: "standard" or "minmax".
+        noise_emphasis: how much more often high noise is trained than low; 1 is uniform (`core.UniformTimes`).
+        condition_dropout: share of the training items whose condition is dropped.
+        discount: of the return that is conditioned on.
+        next_step_weight: weight of the first planned step in the loss: actions depend on it alone.
+        actions: "inverse" reads them off planned observations; "joint" diffuses them beside the observations.
+        inverse: of the inverse dynamics.
+    """
+
+    name: str = "madiff"
+    horizon: int = 8
+    width: int = 64
+    multipliers: list[int] = field(default_factory=lambda: [1, 2])
+    kernel: int = 5
+    activation: str = "silu"
+    attention: bool = True
+    heads: int = 4
+    prediction: str = "x0"
+    schedule: str = "linear"
+    weighting: str = "simple"
+    precision: str = "float32"
+    noise_emphasis: float = 2.0
+    normaliser: str = "standard"
+    condition_dropout: float = 0.25
+    discount: float = 1.0
+    next_step_weight: float = 2.0
+    actions: str = "inverse"
+    inverse: InverseConfig = field(default_factory=InverseConfig)
+
+    def __post_init__(self) -> None:
+        if self.name != "madiff":
+            raise ValueError(f"algo.name is madiff here, got {self.name!r}: choose another algorithm with algo=")
+        for name in ("width", "kernel", "heads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"algo.{name} must be at least 1, got {getattr(self, name)}")
+        if self.horizon < 2:
+            raise ValueError(f"algo.horizon must be at least 2, the current step and one planned, got {self.horizon}")
+        for name, choices in (
+            ("prediction", PREDICTIONS),
+            ("weighting", ("simple", *WEIGHTINGS)),
+            ("precision", PRECISIONS),
+            ("actions", ACTIONS),
+        ):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"unknown algo.{name} {getattr(self, name)!r}: choose one of {', '.join(choices)}")
+        try:
+            schedule_of(self.schedule)
+        except ValueError as error:
+            raise ValueError(f"algo.schedule: {error}") from None
+        if not 0 <= self.condition_dropout < 1:
+            raise ValueError(f"algo.condition_dropout lies in [0, 1), got {self.condition_dropout}")
+        if not 0 < self.discount <= 1:
+            raise ValueError(f"algo.discount lies in (0, 1], got {self.discount}")
+        if self.next_step_weight <= 0 or self.noise_emphasis <= 0:
+            raise ValueError(
+                f"algo.next_step_weight and algo.noise_emphasis must be positive, "
+                f"got {self.next_step_weight} and {self.noise_emphasis}"
+            )
+        if not self.multipliers or min(self.multipliers) < 1:
+            raise ValueError(f"algo.multipliers must be positive integers, one a level, got {list(self.multipliers)}")
