@@ -126,6 +126,15 @@ class Algorithm(nn.Module, ABC):
         return algorithm.to(device_of(device))
 
     @staticmethod
+    def completed(config: Any) -> Any:
+        """The configuration with what it takes from elsewhere, such as another run; asked once, when training begins.
+
+        Raises:
+            UserError: it is not there.
+        """
+        return config
+
+    @staticmethod
     @abstractmethod
     def uses(config: Any) -> frozenset[str]:
         """Which of "sampler", "scale" and "returns" change what the policy of a configuration does; it ignores the

@@ -95,6 +95,7 @@ def train(
     spec = TeamSpec(
         dataset.trajectories.agents, dataset.trajectories.observations.shape[-1], dataset.trajectories.actions.shape[-1]
     )
+    config.algo = marl.ALGORITHMS[config.algo.name].completed(config.algo)
     torch.manual_seed(config.trainer.seed)
     algorithm = build(config.algo, spec).to(device)
     run = Run.create(folder, resolved(config, dataset, spec))
