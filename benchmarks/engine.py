@@ -227,7 +227,8 @@ def guidance(device: torch.device, rounds: int) -> list[dict[str, object]]:
 
 
 def averaging(device: torch.device, rounds: int) -> list[dict[str, object]]:
-    """An update of the moving average against a Python loop over the parameters."""
+    """An update of the moving average against Python loops over the parameters: as published code writes it, making new
+    tensors, and in place."""
     network = planner(1, device).network
     ema = core.EMA(network, 0.999)
     copy = {name: parameter.detach().clone() for name, parameter in network.named_parameters()}
@@ -235,10 +236,16 @@ def averaging(device: torch.device, rounds: int) -> list[dict[str, object]]:
     @torch.no_grad()
     def plain() -> None:
         for name, parameter in network.named_parameters():
+            copy[name] = copy[name] * 0.999 + (1 - 0.999) * parameter
+
+    @torch.no_grad()
+    def in_place() -> None:
+        for name, parameter in network.named_parameters():
             copy[name].mul_(0.999).add_(parameter, alpha=0.001)
 
-    times = interleaved({"plain": plain, "fused": ema.update}, device, rounds)
-    return [{"tensors": len(copy), "plain / fused": ratio(times["plain"], times["fused"])}]
+    times = interleaved({"plain": plain, "in place": in_place, "fused": ema.update}, device, rounds)
+    row: dict[str, object] = {"tensors": len(copy)}
+    return [row | {f"{name} / fused": ratio(times[name], times["fused"]) for name in ("plain", "in place")}]
 
 
 def throughput(device: torch.device, rounds: int) -> list[dict[str, object]]:

@@ -1,4 +1,4 @@
-"""The Python in the README runs as it stands."""
+"""The Python in the README and in docs/engine.md runs as it stands."""
 
 import re
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 from core.cli import main
 
 README = Path(__file__).parents[1] / "README.md"
+ENGINE = Path(__file__).parents[1] / "docs" / "engine.md"
 
 
 def test_readme_code_runs(tmp_path, monkeypatch):
@@ -24,3 +25,21 @@ def test_readme_code_runs(tmp_path, monkeypatch):
     assert (samples[:, 0] == 1).all()
     assert abs(samples[:, 1].mean() - 3) < 4 * 0.5 / 1000**0.5
     assert abs(samples[:, 1].std() - 0.5) < 0.05
+
+
+def test_engine_code_runs():
+    names: dict = {}
+    guidance, edits, fast = re.findall(r"```python\n(.*?)```", ENGINE.read_text(), re.DOTALL)
+    exec(guidance, names)
+    # The condition is a Gaussian's mean 1 beside N(0, 1): a scale of 1.5 goes past it, and the energy pulls back.
+    guided, composed, lower = (names[name].mean(dim=0) for name in ("guided", "composed", "lower"))
+    assert (guided > 1.1).all()
+    assert (composed > guided + 0.2).all()
+    assert lower[0] < lower[1] - 0.15
+    assert abs(lower[1] - guided[1]) < 0.05
+    exec(edits, names)
+    assert (names["plan"][:, 0] == 1).all()
+    assert (names["above"][:, 1] >= 0).all()
+    assert (names["best"][:, 1] <= names["above"].reshape(500, 4, 2)[:, :, 1].amin(dim=1)).all()
+    exec(fast, names)
+    assert callable(names["fast"])

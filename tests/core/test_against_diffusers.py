@@ -172,7 +172,7 @@ def kappa_frame(sampler, table, iterates):
 
 
 def test_heun():
-    sampler = Heun(20, "time")
+    sampler = Heun(20, "time", frame="edm")
     scheduler = scheduler_of("HeunDiscreteScheduler", LINEAR, 20)
     expected = theirs(scheduler, scheduler.init_noise_sigma * NOISE, lambda t: (t + 1) / 1000)
     # Of theirs, every other is the second call's.

@@ -132,9 +132,9 @@ def test_edm_s_frame_needs_some_signal():
     with pytest.raises(ValueError, match=r'"edm" frame divides by alpha.*Flow.*frame="flow"'):
         Heun(4, frame="edm").grid(Flow())
     assert Heun(4, frame="edm").grid(Flow(), 0.99)[-1].end == CLEAN
-    assert Heun(4).grid(Flow()) == Heun(4, frame="flow").grid(Flow())
-    for schedule in (VPLinear(), VE()):
-        assert Heun(4).grid(schedule) == Heun(4, frame="edm").grid(schedule)
+    assert Heun(4).grid(VE()) == Heun(4, frame="edm").grid(VE())
+    for schedule in (VPLinear(), Flow()):
+        assert Heun(4).grid(schedule) == Heun(4, frame="flow").grid(schedule)
 
 
 @pytest.mark.parametrize(

@@ -124,7 +124,7 @@ def test_edm_heun(steps, options):
 @pytest.mark.parametrize("schedule", PRESERVING, ids=str)
 def test_heun_in_the_frame_of_edm(schedule, options):
     # For y = x / alpha over sigma / alpha, any schedule is EDM's.
-    sampler = Heun(12, **options)
+    sampler = Heun(12, frame="edm", **options)
     kappas = [sigma / alpha for alpha, sigma in traced(schedule, Heun(12))[1]]
     expected = published.heun(lambda y, t: clean(y, 1.0, t), kappas[0] * NOISE, kappas, draws(), **options)
     iterates, levels, _ = traced(schedule, sampler)
