@@ -40,7 +40,6 @@ class Case:
     steps: int
     cond: Tensor | None = None
 
-    @property
     def denoiser(self) -> core.NetworkDenoiser:
         return core.NetworkDenoiser(self.network, TABLE)
 
@@ -97,7 +96,8 @@ def ratio(over: list[float], under: list[float]) -> float:
 
 
 def engine_loop(case: Case, sampler: core.Sampler, noise: Tensor) -> Run:
-    return lambda: core.sample(case.denoiser, noise, sampler, cond=case.cond).x
+    denoiser = case.denoiser()
+    return lambda: core.sample(denoiser, noise, sampler, cond=case.cond).x
 
 
 def bare_ddim(case: Case, noise: Tensor) -> Run:
@@ -195,7 +195,8 @@ def compiled(device: torch.device, rounds: int) -> list[dict[str, object]]:
     case = policy(1, device)
     noise = case.noise(device)
     eager = engine_loop(case, core.DDIM(case.steps), noise)
-    fast = core.compiled(lambda z: core.sample(case.denoiser, z, core.DDIM(case.steps), cond=case.cond).x)
+    denoiser = case.denoiser()
+    fast = core.compiled(lambda z: core.sample(denoiser, z, core.DDIM(case.steps), cond=case.cond).x)
     runs: dict[str, Run] = {"eager": eager, "compiled": lambda: fast(noise), "bare ddim": bare_ddim(case, noise)}
     if importlib.util.find_spec("diffusers"):
         runs["diffusers ddim"] = diffusers_loop(case, "ddim", noise)
@@ -211,7 +212,7 @@ def guidance(device: torch.device, rounds: int) -> list[dict[str, object]]:
     rows = []
     for case in (planner(64, device), policy(256, device)):
         noise = case.noise(device)
-        guided = core.ClassifierFree(case.denoiser, 1.4)
+        guided = core.ClassifierFree(case.denoiser(), 1.4)
         runs: dict[str, Run] = {
             "guided": lambda case=case, guided=guided, noise=noise: core.sample(
                 guided, noise, core.DDIM(case.steps), cond=case.cond

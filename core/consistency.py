@@ -8,9 +8,9 @@ x = core.sample(target, noise, core.Consistency(steps=2)).x
 import torch
 from torch import Tensor, nn
 
-from core.denoiser import AnyDenoiser, Condition, Denoiser, NetworkDenoiser, Time, as_denoiser
+from core.denoiser import AnyDenoiser, Condition, Denoiser, NetworkDenoiser, Time, alpha_sigma, as_denoiser
 from core.edits import Clamp
-from core.samplers.grid import levels_of
+from core.samplers.grid import LAST_TIME, levels_of
 from core.schedules import per_sample
 
 
@@ -22,6 +22,8 @@ class ConsistencyModel(nn.Module, Denoiser):
         boundary: b, the noise at which half of the sample itself is kept; ours.
     """
 
+    takes_time = True
+
     def __init__(self, denoiser: NetworkDenoiser, boundary: float = 0.05):
         super().__init__()
         if not 0 < boundary < float("inf"):
@@ -31,13 +33,9 @@ class ConsistencyModel(nn.Module, Denoiser):
         self.boundary = boundary
 
     def forward(self, x: Tensor, t: Time | Tensor, cond: Tensor | None = None) -> Tensor:
-        x0 = self.denoiser(x, t, cond)
-        if isinstance(t, Time):
-            total = t.level.sigma**2 + (self.boundary * t.level.alpha) ** 2
-            return (t.level.sigma**2 / total * x0).add(x, alpha=self.boundary**2 * t.level.alpha / total)
-        alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
-        sums = sigma**2 + (self.boundary * alpha) ** 2
-        return per_sample(sigma**2 / sums, x) * x0 + per_sample(self.boundary**2 * alpha / sums, x) * x
+        alpha, sigma = alpha_sigma(self.schedule, x, t)
+        total = sigma**2 + (self.boundary * alpha) ** 2
+        return sigma**2 / total * self.denoiser(x, t, cond) + self.boundary**2 * alpha / total * x
 
 
 def consistency_loss(
@@ -70,6 +68,8 @@ def consistency_loss(
     teacher_cond = cond if teacher_cond is None else teacher_cond
     schedule = student.schedule
     grid = levels_of(schedule, levels, "karras", 0.0, 1.0)
+    if grid[0].alpha == 0:  # where not every prediction says something of the data
+        grid = levels_of(schedule, levels, "karras", 0.0, 1 - LAST_TIME)
     table = torch.tensor([(level.t, level.alpha, level.sigma) for level in grid], dtype=torch.float64, device=x0.device)
     place = torch.randint(levels, (len(x0),), generator=generator, device=x0.device)
     (t, alpha, sigma), (t_next, alpha_next, sigma_next) = table[place].T, table[place + 1].T

@@ -4,9 +4,8 @@ Samplers and guidance see only this estimate.
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +32,7 @@ class Walk:
         return self._hoisted[key]
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Time:
     """The noise level a denoiser is asked about while sampling: plain floats, and its place in the walk."""
 
@@ -50,14 +49,23 @@ class Time:
 class Denoiser:
     """Base of all denoisers: (x [B, ...], t, cond) -> estimate of E[x_0 | x_t], of x's shape.
 
-    Guidance is a denoiser that wraps a denoiser; it hands `t` on as it is. While sampling, t is a `Time`; elsewhere a
-    tensor of times, 0-d or [B]. Any other callable with a `schedule` serves as well: it is given t as a tensor.
+    Guidance is a denoiser that wraps a denoiser; it hands `t` on as it is. t is a tensor of times, 0-d or [B], and
+    while sampling a 0-d one, or, for a class that says `takes_time = True`, a `Time`, with which what depends on the
+    times alone is computed once a walk. Any other callable with a `schedule` serves as a denoiser as well.
     """
 
     schedule: Schedule
+    takes_time: ClassVar[bool] = False
 
-    def __call__(self, x: Tensor, t: Time | Tensor, cond: Condition | None = None) -> Tensor:
+    def __call__(self, x: Tensor, t: Any, cond: Any = None) -> Tensor:
         raise NotImplementedError(f"{type(self).__name__} has no __call__")
+
+
+def alpha_sigma(schedule: Schedule, x: Tensor, t: Time | Tensor) -> tuple[Any, Any]:
+    """alpha and sigma as factors of a sample x [B, ...]: floats while sampling, otherwise tensors."""
+    if isinstance(t, Time):
+        return t.level.alpha, t.level.sigma
+    return per_sample(schedule.alpha(t), x), per_sample(schedule.sigma(t), x)
 
 
 class AnyDenoiser(Protocol):
@@ -70,7 +78,12 @@ class AnyDenoiser(Protocol):
 
 
 class wrap(Denoiser):  # noqa: N801  (reads as the verb it is: core.wrap(fn, schedule))
-    """A denoiser of any callable fn(x, t) -> x0, or fn(x, t, cond) -> x0 where a condition is passed to `sample`."""
+    """A denoiser of any callable fn(x, t) -> x0, or fn(x, t, cond) -> x0 where a condition is passed to `sample`.
+
+    t is a tensor of times, 0-d while sampling. The estimate is taken in the sample's precision.
+    """
+
+    takes_time = True
 
     def __init__(self, fn: Callable[..., Tensor], schedule: Schedule):
         self.fn = fn
@@ -78,16 +91,16 @@ class wrap(Denoiser):  # noqa: N801  (reads as the verb it is: core.wrap(fn, sch
 
     def __call__(self, x: Tensor, t: Time | Tensor, cond: Condition | None = None) -> Tensor:
         time = t.tensor if isinstance(t, Time) else t
-        return self.fn(x, time) if cond is None else self.fn(x, time, cond)
+        return (self.fn(x, time) if cond is None else self.fn(x, time, cond)).to(x.dtype)
 
 
 def as_denoiser(denoiser: Denoiser | AnyDenoiser) -> Denoiser:
-    """The denoiser itself, or one of a user's callable with a schedule.
+    """The denoiser itself, or one around a user's callable with a schedule, which is given times as tensors.
 
     Raises:
         TypeError: it has no schedule.
     """
-    if isinstance(denoiser, Denoiser):
+    if isinstance(denoiser, Denoiser) and denoiser.takes_time:
         return denoiser
     if not callable(denoiser) or not isinstance(getattr(denoiser, "schedule", None), Schedule):
         raise TypeError(
@@ -108,6 +121,8 @@ class NetworkDenoiser(nn.Module, Denoiser):
         autocast: a lower precision for the network alone, such as torch.bfloat16; samples keep theirs.
     """
 
+    takes_time = True
+
     def __init__(
         self,
         network: nn.Module,
@@ -126,7 +141,6 @@ class NetworkDenoiser(nn.Module, Denoiser):
         self.data_std = data_std
         self.autocast = autocast
         self._kind = prediction_of(prediction)
-        self._hoists = isinstance(getattr(network, "time", None), TimeEmbedding)
 
     def forward(self, x: Tensor, t: Time | Tensor, cond: Tensor | None = None) -> Tensor:
         return self.to_x0(self.predict(x, t, cond), x, t)
@@ -135,11 +149,8 @@ class NetworkDenoiser(nn.Module, Denoiser):
         """The clean estimate that an output of the network at x_t stands for."""
         if self.prediction == "x0":
             return output
-        if isinstance(t, Time):
-            p, q = self._kind.estimate(t.level.alpha, t.level.sigma, self.data_std)
-            return torch.add(p * x, output, alpha=q)
-        p, q = self._kind.estimate(*self._alpha_sigma(t), self.data_std)
-        return per_sample(p, x) * x + per_sample(q, x) * output
+        p, q = self._kind.estimate(*alpha_sigma(self.schedule, x, t), self.data_std)
+        return torch.add(p * x, output, alpha=q) if isinstance(t, Time) else p * x + q * output
 
     def predict(self, x: Tensor, t: Time | Tensor, cond: Tensor | None = None) -> Tensor:
         """The network's own output, which is what training compares with `target`."""
@@ -149,42 +160,46 @@ class NetworkDenoiser(nn.Module, Denoiser):
                 'predict "flow", "v" or "x0" with this schedule, or start below with core.WarmStart'
             )
         if self.prediction == "edm":
-            x = x * self._input_scale(x, t)
-        time = self._embedded(t) if isinstance(t, Time) and self._hoists else self._times(t, x.dtype)
-        cast = nullcontext() if self.autocast is None else torch.autocast(x.device.type, self.autocast)
-        with cast:
-            output = self.network(x, time.expand(x.shape[0], *time.shape[1:]), cond)
-        return output.to(x.dtype)
+            alpha, sigma = alpha_sigma(self.schedule, x, t)
+            x = x * (sigma**2 + (self.data_std * alpha) ** 2) ** -0.5  # c_in, for x itself rather than x / alpha
+        time = self._time(t, x)
+        if len(time) != len(x):
+            time = time.expand(len(x), *time.shape[1:])
+        if self.autocast is None:
+            return self.network(x, time, cond)
+        with torch.autocast(x.device.type, self.autocast):
+            return self.network(x, time, cond).to(x.dtype)
 
     def target(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """What the network should have said of alpha x0 + sigma noise."""
-        c, d = self._kind.target(*self._alpha_sigma(t), self.data_std)
-        return per_sample(c, x0) * x0 + per_sample(d, x0) * noise
+        c, d = self._kind.target(*alpha_sigma(self.schedule, x0, t), self.data_std)
+        return c * x0 + d * noise
 
     def error_gain(self, t: Tensor) -> Tensor:
         """|q| at times t, float64: how much an error of the network's output moves the clean estimate."""
-        return self._kind.estimate(*self._alpha_sigma(t), self.data_std)[1].abs()
+        return self._kind.estimate(self.schedule.alpha(t), self.schedule.sigma(t), self.data_std)[1].abs()
 
-    def _alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        return self.schedule.alpha(t), self.schedule.sigma(t)
-
-    def _input_scale(self, x: Tensor, t: Time | Tensor) -> Tensor | float:
-        """EDM's c_in, for the sample itself rather than for x / alpha."""
-        if isinstance(t, Time):
-            return (t.level.sigma**2 + (self.data_std * t.level.alpha) ** 2) ** -0.5
-        alpha, sigma = self._alpha_sigma(t)
-        return per_sample((sigma**2 + (self.data_std * alpha) ** 2) ** -0.5, x)
-
-    def _times(self, t: Time | Tensor, dtype: torch.dtype) -> Tensor:
-        """What the network is told of the time, [1] or [B]: EDM's c_noise = log(sigma / alpha) / 4, or t itself."""
-        time = t.tensor if isinstance(t, Time) else t
-        if self.prediction == "edm":
-            time = -self.schedule.lam(time) / 4
-        # bf16 cannot tell neighbouring times apart
-        return torch.atleast_1d(time.to(dtype=torch.promote_types(dtype, torch.float32)))
-
-    def _embedded(self, t: Time) -> Tensor:
-        """The time's embedding [1, E]."""
-        embed: TimeEmbedding = self.network.time  # type: ignore[assignment]
-        rows = t.walk.hoist(self, lambda times: embed(self._times(times, embed.frequencies.dtype)))
+    def _time(self, t: Time | Tensor, x: Tensor) -> Tensor:
+        """What the network is told of the time: [1] or [B] numbers, or an embedding [1, E]."""
+        if isinstance(t, Tensor):
+            return self._numbers(t, x)
+        rows = t.walk.hoist((self, x.dtype), lambda times: self._rows(times, x))
         return rows[t.place : t.place + 1]
+
+    def _rows(self, times: Tensor, x: Tensor) -> Tensor:
+        """The same of all times of a walk, at once."""
+        numbers = self._numbers(times, x)
+        embed = getattr(self.network, "time", None)
+        return embed(numbers) if isinstance(embed, TimeEmbedding) and _worth_hoisting(x) else numbers
+
+    def _numbers(self, t: Tensor, x: Tensor) -> Tensor:
+        """EDM's c_noise = log(sigma / alpha) / 4, or t itself."""
+        number = -self.schedule.lam(t) / 4 if self.prediction == "edm" else t
+        # bf16 cannot tell neighbouring times apart
+        return torch.atleast_1d(number.to(dtype=torch.promote_types(x.dtype, torch.float32)))
+
+
+def _worth_hoisting(x: Tensor) -> bool:
+    """On a CPU with several threads, a product with the few rows of a walk's times wakes them all, which costs a single
+    sample more than it saves."""
+    return len(x) > 1 or not x.is_cpu or torch.get_num_threads() == 1

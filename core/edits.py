@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -45,7 +46,7 @@ class Clamp(Edit):
     meaningless at entries that carry no noise. Under `core.VE`, whose samples grow with the noise, the iterate carries
     the value times `Level.scale`, so that a network that scales its input back (`"edm"`) still sees it.
 
-    mask: bool, True where the value is known; values: same dtype as the samples. Both broadcast to [B, ...].
+    mask: bool, True where the value is known; values are taken in the samples' precision. Both broadcast to [B, ...].
     """
 
     mask: Tensor
@@ -56,7 +57,7 @@ class Clamp(Edit):
             raise ValueError(f"Clamp needs a boolean mask, got {self.mask.dtype}")
 
     def __call__(self, x: Tensor) -> Tensor:
-        return torch.where(self.mask, self.values, x)
+        return torch.where(self.mask, self.values.to(x.dtype), x)
 
     @property
     def free(self) -> Tensor:
@@ -65,9 +66,10 @@ class Clamp(Edit):
 
     def noisy(self, x: Tensor, scale: Tensor | float) -> Tensor:
         """A noisy sample with its known entries, at a level of the given scale (a float, or a tensor [B])."""
+        values = self.values.to(x.dtype)
         if isinstance(scale, Tensor):
-            return torch.where(self.mask, self.values * per_sample(scale, x), x)
-        return torch.where(self.mask, self.values if scale == 1.0 else self.values * scale, x)
+            return torch.where(self.mask, values * per_sample(scale, x), x)
+        return torch.where(self.mask, values if scale == 1.0 else values * scale, x)
 
     def before(self, x: Tensor, step: Step) -> Tensor:
         return self.noisy(x, step.start.scale)
@@ -94,9 +96,10 @@ class Box(Edit):
             raise ValueError(f"a box needs low <= high, got {self.low} and {self.high}")
 
     def __call__(self, x: Tensor) -> Tensor:
-        for bound, limit in ((self.low, torch.maximum), (self.high, torch.minimum)):
-            x = limit(x, bound.to(x) if isinstance(bound, Tensor) else x.new_full((), bound))
-        return x
+        low, high = (bound.to(x) if isinstance(bound, Tensor) else bound for bound in (self.low, self.high))
+        if isinstance(low, Tensor) == isinstance(high, Tensor):
+            return torch.clamp(x, cast(Tensor, low), cast(Tensor, high))
+        return torch.clamp(torch.clamp(x, min=low), max=high)
 
     def estimate(self, x0: Tensor, x: Tensor, step: Step) -> Tensor:
         return self(x0)

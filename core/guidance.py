@@ -2,14 +2,12 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from core.denoiser import AnyDenoiser, Condition, Denoiser, Time, as_denoiser
+from core.denoiser import AnyDenoiser, Condition, Denoiser, Time, alpha_sigma, as_denoiser
 from core.samplers.grid import LAST_TIME
-from core.schedules import per_sample
 
 ENERGIES = ("estimate", "frozen", "noisy")
 
@@ -18,14 +16,24 @@ class ClassifierFree(Denoiser):
     """D_u + sum_i scale_i (D_ci - D_u) in one batched network call (Ho, Salimans 2021; composed: Liu et al. 2022).
 
     With one scale, 0 ignores the condition, 1 is the conditional model, above 1 exaggerates what the condition changes,
-    and below 0 it drives away from it. "No condition" is NaN in the condition tensor, as networks take it
-    (`core.networks.ConditionEmbedding`). What would count with weight 0 is not computed.
+    and below 0 it drives away from it. "No condition" is NaN in the condition tensor unless `null` says otherwise, as
+    networks here take it (`core.networks.ConditionEmbedding`). What would count with weight 0 is not computed.
     """
 
-    def __init__(self, denoiser: Denoiser | AnyDenoiser, scale: float | Sequence[float]):
-        """scale: one number for `cond=tensor`, or one for each tensor of `cond=[...]`."""
+    takes_time = True
+
+    def __init__(
+        self, denoiser: Denoiser | AnyDenoiser, scale: float | Sequence[float], *, null: float | Tensor = math.nan
+    ):
+        """
+        Args:
+            scale: one number for `cond=tensor`, or one for each tensor of `cond=[...]`.
+            null: what stands for "no condition" in a condition tensor: a number, such as a null class, or a tensor that
+                broadcasts against it.
+        """
         self.denoiser = as_denoiser(denoiser)
         self.schedule = denoiser.schedule
+        self.null = null
         self.scales = tuple(map(float, scale)) if isinstance(scale, Sequence) else (float(scale),)
         if not self.scales or not all(map(math.isfinite, self.scales)):
             raise ValueError(f"guidance needs at least one scale, all of them finite, got {scale}")
@@ -37,18 +45,26 @@ class ClassifierFree(Denoiser):
                 f"classifier-free guidance with {len(self.scales)} scales needs as many conditions, "
                 f"got {len(conditions)}: pass cond= to sample()"
             )
-        weighted = [(1 - math.fsum(self.scales), torch.full_like(conditions[0], torch.nan))]
-        weighted += zip(self.scales, conditions, strict=True)
-        weighted = [(weight, condition) for weight, condition in weighted if weight != 0.0]
-        count = len(weighted)
-        if count == 1 and weighted[0][0] == 1.0:
-            return self.denoiser(x, t, weighted[0][1])
-        times = torch.cat([t] * count) if isinstance(t, Tensor) and t.ndim else t
-        estimates = self.denoiser(torch.cat([x] * count), times, torch.cat([c for _, c in weighted])).chunk(count)
-        total = weighted[0][0] * estimates[0]
-        for (weight, _), estimate in zip(weighted[1:], estimates[1:], strict=True):
+        weights = [weight for weight in (1 - math.fsum(self.scales), *self.scales) if weight != 0.0]
+        count = len(weights)
+        if isinstance(t, Time):
+            stacked = t.walk.hoist((self, *map(id, conditions)), lambda _: self._stacked(conditions))
+        else:
+            stacked, t = self._stacked(conditions), torch.cat([t] * count) if t.ndim else t
+        if count == 1 and weights[0] == 1.0:
+            return self.denoiser(x, t, stacked)
+        estimates = self.denoiser(torch.cat([x] * count), t, stacked).chunk(count)
+        total = weights[0] * estimates[0]
+        for weight, estimate in zip(weights[1:], estimates[1:], strict=True):
             total = torch.add(total, estimate, alpha=weight)
         return total
+
+    def _stacked(self, conditions: Sequence[Tensor]) -> Tensor:
+        """The conditions of the batched call, the absent one first where it counts."""
+        none = torch.empty_like(conditions[0])
+        none.copy_(self.null) if isinstance(self.null, Tensor) else none.fill_(self.null)
+        scaled = zip((1 - math.fsum(self.scales), *self.scales), (none, *conditions), strict=True)
+        return torch.cat([condition for scale, condition in scaled if scale != 0.0])
 
 
 class Energy(Denoiser):
@@ -60,7 +76,7 @@ class Energy(Denoiser):
     - "estimate": energy(x0), taken at the clean estimate, with the gradient through the network (Chung et al. 2023).
       Exact for Gaussian data and a linear energy, an approximation otherwise.
     - "frozen": the same without the gradient through the network, whose Jacobian is replaced by that of standard normal
-      data, alpha / (alpha^2 + sigma^2): no backward pass.
+      data, alpha / (alpha^2 + sigma^2): no backward pass but the energy's own.
     - "noisy": energy(x_t, t), such as a classifier of noisy samples, or the exact E_t(x) = -log E[exp(-E(x0)) | x_t].
 
     `energy` returns one number a sample, [B], and is minimised. Where alpha = 0 (`Flow` at t = 1) the sample says
@@ -68,6 +84,8 @@ class Energy(Denoiser):
 
     Gradients keep their graph only in `sample(grad=True)`.
     """
+
+    takes_time = True
 
     def __init__(
         self,
@@ -92,7 +110,7 @@ class Energy(Denoiser):
             return self.denoiser(x, t, cond)
         if self.on == "frozen":
             x0 = self.denoiser(x, t, cond)
-            alpha, sigma = self._alpha_sigma(x, t)
+            alpha, sigma = alpha_sigma(self.schedule, x, t)
             return x0 - self.scale * sigma**2 / (alpha**2 + sigma**2) * gradient(self.energy, x0)
         if self.on == "noisy":
             time = t.tensor if isinstance(t, Time) else t
@@ -109,15 +127,9 @@ class Energy(Denoiser):
         x0 = estimates[0] if torch.is_grad_enabled() else estimates[0].detach()
         return x0 - self.scale * self._posterior(x, t) * slope
 
-    def _alpha_sigma(self, x: Tensor, t: Time | Tensor) -> tuple[Any, Any]:
-        """Floats while sampling, else tensors that multiply x."""
-        if isinstance(t, Time):
-            return t.level.alpha, t.level.sigma
-        return per_sample(self.schedule.alpha(t), x), per_sample(self.schedule.sigma(t), x)
-
     def _posterior(self, x: Tensor, t: Time | Tensor) -> Tensor | float:
         """sigma^2 / alpha, which turns a gradient of log p(x_t) into one of x0; 0 where alpha = 0."""
-        alpha, sigma = self._alpha_sigma(x, t)
+        alpha, sigma = alpha_sigma(self.schedule, x, t)
         if isinstance(alpha, Tensor):
             return torch.where(alpha > 0, sigma**2 / alpha, 0.0)
         return sigma**2 / alpha if alpha else 0.0
@@ -133,7 +145,7 @@ def gradient(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """Gradient of the sum of function(x) [B], of x's shape. It has a graph where gradients are enabled.
 
     Raises:
-        ValueError: the function does not depend on x.
+        ValueError: the function does not depend on x, or is not one number a sample.
         RuntimeError: under torch.inference_mode().
     """
     if torch.is_inference_mode_enabled():
@@ -142,6 +154,11 @@ def gradient(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     with torch.enable_grad():
         leaf = x if keep and x.requires_grad else x.detach().requires_grad_()
         value = function(leaf)
+        if value.shape != x.shape[:1]:
+            raise ValueError(
+                f"an energy or a value is one number a sample, [{len(x)}], got {list(value.shape)}: "
+                "sum or average over all dimensions but the first"
+            )
         slope = (
             torch.autograd.grad(value.sum(), leaf, create_graph=keep, allow_unused=True)[0]
             if value.requires_grad

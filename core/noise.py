@@ -1,8 +1,8 @@
 """Counter-based noise: standard normal numbers that belong to a sample, not to its place in a batch.
 
-A sample's key is hashed with the number of the draw (the finaliser of SplitMix64, Steele et al. 2014), then with a
-counter to 32-bit words, and pairs of words become normal numbers by Box-Muller. The same key draws the same noise
-whatever the batch's size, on any device, with no generator to carry about and no loop over samples.
+A sample's key, the number of the draw and a counter are hashed to bits (the finaliser of SplitMix64, Steele et al.
+2014), and bits become normal numbers by Box-Muller. The same key draws the same noise whatever the batch's size, on any
+device, with no generator to carry about and no loop over samples.
 """
 
 import math
@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 _GOLDEN = -0x61C8864680B583EB  # 2^64 / golden ratio as a signed 64-bit integer
-_GOLDEN32 = -0x61C88647
 _MIX1 = -0x40A7B892E31B1A47
 _MIX2 = -0x6B2FB644ECCEEE15
 
@@ -28,16 +27,6 @@ def _hash(z: Tensor) -> Tensor:
     return z ^ _shift(z, 31)
 
 
-def _mix(z: Tensor) -> Tensor:
-    """A 32-bit hash, in place on int32: multiplications between xors of the high bits (the "lowbias32" family)."""
-    z ^= (z >> 16).bitwise_and_(0xFFFF)
-    z *= 0x21F0AAAD
-    z ^= (z >> 15).bitwise_and_(0x1FFFF)
-    z *= 0x735A2D97
-    z ^= (z >> 15).bitwise_and_(0x1FFFF)
-    return z
-
-
 def normal(
     keys: Tensor | Sequence[int], shape: Sequence[int], stream: int = 0, dtype: torch.dtype = torch.float32
 ) -> Tensor:
@@ -50,19 +39,19 @@ def normals(keys: Tensor, shape: Sequence[int], streams: range, dtype: torch.dty
     size = math.prod(shape)
     precise = torch.float64 if dtype == torch.float64 else torch.float32
     stream = torch.arange(streams.start + 1, streams.stop + 1, device=keys.device) * _GOLDEN
-    low, high = _hash(_hash(keys * _GOLDEN + 1) + stream[:, None]).view(torch.int32).unflatten(1, (-1, 1, 2)).unbind(-1)
-    counter = torch.arange((size + 1) // 2, dtype=torch.int32, device=keys.device)
-    word = _mix(counter * _GOLDEN32 + low)
+    state = _hash(_hash(keys * _GOLDEN + 1) + stream[:, None])[..., None]
+    counter = torch.arange(1, (size + 1) // 2 + 1, device=keys.device) * _GOLDEN
+    high, low = _hash(state + counter).view(torch.int32).unflatten(-1, (-1, 2)).unbind(-1)
     # 31 bits inside (0, 1] for the radius, 32 bits inside [-pi, pi] for the angle.
-    radius = _mix(word ^ high).bitwise_and_(0x7FFFFFFF).to(precise).add_(0.5).mul_(2.0**-31).log_().mul_(-2).sqrt_()
-    angle = _mix(word + high).to(precise).mul_(math.pi * 2.0**-31)
+    radius = high.bitwise_and(0x7FFFFFFF).to(precise).add_(0.5).mul_(2.0**-31).log_().mul_(-2).sqrt_()
+    angle = low.to(precise).mul_(math.pi * 2.0**-31)
     flat = torch.cat([radius * torch.cos(angle), radius * torch.sin(angle)], dim=-1)
     flat = flat if size % 2 == 0 else flat[..., :size].contiguous()
-    return flat.to(dtype).reshape(len(streams), -1, *shape)
+    return flat.to(dtype).reshape(len(streams), len(keys), *shape)
 
 
 def keys_of(noise: Tensor) -> Tensor:
     """An integer key [B] for each sample of initial noise [B, ...], from its bits: later noise hangs on the first."""
-    bits = noise.detach().double().reshape(len(noise), -1).contiguous().view(torch.int64)
+    bits = noise.detach().double().reshape(len(noise), math.prod(noise.shape[1:])).contiguous().view(torch.int64)
     counter = torch.arange(bits.shape[1], device=bits.device) * _GOLDEN
     return _hash(bits + counter).sum(dim=1)

@@ -54,7 +54,7 @@ def sample(
         cond: condition [B, ...] handed to the denoiser, or several for guidance that composes them.
         edits: applied in order at each of their hooks.
         start: warm start.
-        temperature: factor on the initial noise; 0.5 is Decision Diffuser's and MADiff's "low temperature".
+        temperature: factor on the initial noise; 0.5 is MADiff's "low temperature".
         grad: keep the graph, for losses on the result.
         trace: keep every iterate.
 
@@ -68,7 +68,9 @@ def sample(
     with torch.set_grad_enabled(grad):
         first = grid[0].start
         if start:
-            x = first.alpha * start.x0 + first.sigma * temperature * noise
+            if start.x0.shape != noise.shape:
+                raise ValueError(f"a warm start has the noise's shape {list(noise.shape)}, got {list(start.x0.shape)}")
+            x = first.alpha * start.x0.to(noise.dtype) + first.sigma * temperature * noise
         else:
             # A walk that begins below t = 1 ("leading" grids) takes noise for a sample of that level, as the papers do.
             x = (first.sigma if first.t == 1 else math.hypot(first.alpha, first.sigma)) * temperature * noise
@@ -87,7 +89,7 @@ def sample(
             x = x_new
         for edit in edits:
             x = edit.finish(x)
-    faults = ~torch.isfinite(x.detach()).reshape(len(x), -1).all(dim=1)
+    faults = ~torch.isfinite(x.detach()).reshape(len(x), math.prod(x.shape[1:])).all(dim=1)
     return Sample(x, (*iterates, x) if trace else (), faults)
 
 
@@ -108,14 +110,20 @@ class _Estimate:
             for edit in self.edits:
                 x = edit.before(x, step)
         x0 = self.denoiser(x, Time(step.start, self.walk, step.place), self.cond)
+        if x0.shape != x.shape:
+            raise ValueError(f"the denoiser made {list(x0.shape)} of a sample {list(x.shape)}: their shapes must agree")
         for edit in self.edits:
             x0 = edit.estimate(x0, x, step)
         return x0
 
 
 @lru_cache(maxsize=256)
+@torch.inference_mode(False)
 def _times(sampler: Sampler, schedule: Schedule, start: float, device: torch.device) -> Tensor:
-    """Times [N] of all calls of the denoiser, on the device; made once, since copying them there waits for it."""
+    """Times [N] of all calls of the denoiser, on the device; made once, since copying them there waits for it.
+
+    They are ordinary tensors even where the first walk runs under torch.inference_mode().
+    """
     times = []
     for step in sampler.grid(schedule, start):
         times += [step.start.t] if step.inner is None else [step.start.t, step.inner.start.t]
@@ -128,7 +136,7 @@ class _LaterNoise:
     Draws are made several at a time, as many as the walk may still need, within `CHUNK` numbers.
     """
 
-    CHUNK = 1 << 18
+    CHUNK = 1 << 16
 
     def __init__(self, first: Tensor, draws: int):
         self.first = first

@@ -14,23 +14,22 @@ class TimeEmbedding(nn.Module):
     once (`core.NetworkDenoiser`).
     """
 
-    frequencies: Tensor
-
     def __init__(self, width: int):
         super().__init__()
         if width < 4 or width % 2:
             raise ValueError(f"the time embedding needs an even width of at least 4, got {width}")
-        half = width // 2
-        self.register_buffer(
-            "frequencies", torch.exp(-math.log(10_000) * torch.arange(half) / (half - 1)), persistent=False
-        )
+        self.width = width
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.Mish(), nn.Linear(4 * width, width))
 
     def forward(self, t: Tensor) -> Tensor:
         if t.ndim == 2:
             return t
-        phase = 1000.0 * t.to(self.frequencies.dtype)[..., None] * self.frequencies
-        return self.mlp(torch.cat([phase.sin(), phase.cos()], dim=-1))
+        # In single precision whatever the weights', and no buffer that would be cast with them: 1000 t has many digits.
+        half = self.width // 2
+        rates = torch.exp(torch.arange(half, device=t.device) * (-math.log(10_000) / (half - 1)))
+        phase = 1000.0 * t.to(torch.promote_types(t.dtype, torch.float32))[..., None] * rates
+        dtype = next(self.mlp.parameters()).dtype
+        return self.mlp(torch.cat([phase.sin(), phase.cos()], dim=-1).to(dtype))
 
 
 class ConditionEmbedding(nn.Module):

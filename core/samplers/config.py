@@ -11,7 +11,7 @@ from core.samplers.heun import Heun
 
 SAMPLERS: dict[str, Any] = {
     "ddim": DDIM,
-    "ddpm": DDIM,
+    "ddpm": DDIM,  # with eta 1
     "dpm": DPMSolver,
     "heun": Heun,
     "consistency": Consistency,

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 from torch import Tensor
 
@@ -54,7 +53,13 @@ class DDIM(Sampler):
         return (x_new.add(noise(), alpha=deviation) if deviation else x_new), None
 
 
-#: Ancestral sampling of the DDPM posterior (Ho et al. 2020), with its "fixed small" variance, or large=True.
-DDPM = partial(DDIM, eta=1.0)
+def DDPM(steps: int = 20, spacing: str = "time", stop: float = 0.0, *, large: bool = False) -> DDIM:  # noqa: N802
+    """Ancestral sampling of the DDPM posterior (Ho et al. 2020): DDIM with eta = 1.
+
+    large: draw with the variance of the forward step, "fixed large", rather than with the posterior's, "fixed small".
+    """
+    return DDIM(steps, spacing, stop, eta=1.0, large=large)
+
+
 Euler = DDIM
 EulerAncestral = DDPM

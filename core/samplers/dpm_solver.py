@@ -25,7 +25,6 @@ class DPMSolver(Sampler):
     twice and remember nothing.
     """
 
-    spacing: str = "lambda"
     order: int = 2
     sde: bool = False
     singlestep: bool = False

@@ -26,7 +26,6 @@ class Heun(Sampler):
             is never raised above the level the walk starts from.
     """
 
-    spacing: str = "karras"
     frame: str | None = None
     churn: float = 0.0
     churn_min: float = 0.0

@@ -34,6 +34,8 @@ def test_sampling_and_training_see_the_same_function(schedule):
     model, seen = student(schedule), []
 
     class Spy(core.Denoiser):
+        takes_time = True
+
         def __init__(self):
             self.schedule = schedule
 

@@ -202,7 +202,7 @@ def test_steps_are_chained(schedule, spacing):
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
 def test_only_churn_and_consistency_sampling_renoise(schedule):
-    for sampler in samplers(8):
+    for sampler in samplers(8, spacing="karras"):
         renoised = [step.renoise is not None for step in sampler.grid(schedule)]
         if isinstance(sampler, Consistency):
             assert renoised == [False] + [True] * 7

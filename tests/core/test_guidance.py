@@ -160,7 +160,10 @@ def test_a_linear_energy_follows_the_exact_flow_of_the_tilted_gaussian(schedule)
     data, start = correlated(schedule), WarmStart(0 * X, 0.95)
     exact = tilted(data, SLOPE).flow(schedule.sigma(torch.tensor(0.95)) * X, 0.95, 0.05)
     errors = [
-        (sample(Energy(data, linear(SLOPE)), X, DPMSolver(steps, stop=0.05), start=start).x - exact).abs().max().item()
+        (sample(Energy(data, linear(SLOPE)), X, DPMSolver(steps, "lambda", stop=0.05), start=start).x - exact)
+        .abs()
+        .max()
+        .item()
         for steps in (40, 80)
     ]
     assert errors[1] < 2e-3

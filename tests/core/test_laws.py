@@ -22,12 +22,12 @@ KINDS = {
     "ddim, eta 0.5": (lambda steps, **grid: DDIM(steps, eta=0.5, **grid), 1),
     "ddpm": (DDPM, 1),
     "ddpm, large": (lambda steps, **grid: DDPM(steps, large=True, **grid), 1),
-    "sde, 1": (lambda steps, **grid: DPMSolver(steps, order=1, sde=True, **grid), 1),
-    "sde, 2M": (lambda steps, **grid: DPMSolver(steps, order=2, sde=True, **grid), 2),
-    "sde, 3M": (lambda steps, **grid: DPMSolver(steps, order=3, sde=True, **grid), 2),
-    "sde, 2S": (lambda steps, **grid: DPMSolver(steps, singlestep=True, sde=True, **grid), 2),
-    "heun": (lambda steps, **grid: Heun(steps, churn=8.0, **grid), 2),
-    "heun, bounded": (lambda steps, **grid: Heun(steps, churn=8.0, churn_min=0.3, churn_max=9.0, **grid), 2),
+    "sde, 1": (lambda steps, **grid: DPMSolver(steps, "lambda", order=1, sde=True, **grid), 1),
+    "sde, 2M": (lambda steps, **grid: DPMSolver(steps, "lambda", order=2, sde=True, **grid), 2),
+    "sde, 3M": (lambda steps, **grid: DPMSolver(steps, "lambda", order=3, sde=True, **grid), 2),
+    "sde, 2S": (lambda steps, **grid: DPMSolver(steps, "lambda", singlestep=True, sde=True, **grid), 2),
+    "heun": (lambda steps, **grid: Heun(steps, "karras", churn=8.0, **grid), 2),
+    "heun, bounded": (lambda steps, **grid: Heun(steps, "karras", churn=8.0, churn_min=0.3, churn_max=9.0, **grid), 2),
 }
 
 

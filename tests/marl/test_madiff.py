@@ -96,7 +96,7 @@ def test_permuting_the_agents_permutes_plans_and_actions(actions, prediction, sa
     plan = planner.plan(OBSERVATIONS, returns, noise=noise, sampler=sampler)
     permuted = planner.plan(OBSERVATIONS[:, ORDER], returns[:, ORDER], noise=noise[:, :, ORDER], sampler=sampler)
     assert torch.allclose(permuted.observations, plan.observations[:, :, ORDER], atol=1e-4, rtol=1e-5)
-    assert torch.allclose(permuted.actions, plan.actions[:, :, ORDER], atol=1e-5)
+    assert torch.allclose(permuted.actions, plan.actions[:, :, ORDER], atol=1e-4)
     assert not torch.allclose(permuted.observations, plan.observations, atol=1e-2)
 
 
@@ -152,11 +152,11 @@ def test_a_policy_acts_by_its_seeds_whatever_the_batch(planner, name):
 
 
 def test_a_policy_plans_with_what_it_was_given(planner):
-    acting = Acting(SamplerConfig("dpm", steps=3, spacing="lambda"), GuidanceConfig(2.0, 0.7), temperature=0.5)
+    acting = Acting(SamplerConfig("dpm", steps=3, spacing="karras"), GuidanceConfig(2.0, 0.7), temperature=0.5)
     policy = planner.policy(acting)
     policy.reset([3, 4, 5, 6])
     plan = planner.plan(
-        OBSERVATIONS, 0.7, sampler=core.DPMSolver(steps=3), guidance_scale=2.0, temperature=0.5,
+        OBSERVATIONS, 0.7, sampler=core.DPMSolver(3, "karras"), guidance_scale=2.0, temperature=0.5,
         noise=normal([3, 4, 5, 6], planner.plan_shape, stream=9),
     )  # fmt: skip
     actions = policy.act(OBSERVATIONS, Context(9, torch.ones(4, dtype=torch.bool)))
