@@ -1,5 +1,6 @@
 """Files that are written whole or not at all."""
 
+import fcntl
 import os
 import re
 import shutil
@@ -67,6 +68,36 @@ def check_writable(folder: Path) -> None:
             if new:
                 folder.rmdir()
         raise UserError(f"cannot write to {folder}: {reason(error)}; free it or choose another folder") from error
+
+
+@contextmanager
+def locked(path: Path, holder: str) -> Iterator[None]:
+    """Hold a lock file while the block runs. The system frees it when the process ends, however it ends.
+
+    Args:
+        holder: what this process does, for the error of another one.
+
+    Raises:
+        UserError: another process holds it, or it cannot be made.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+")
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {reason(error)}; free the disk or choose another folder") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.seek(0)
+            raise UserError(
+                f"{path.parent} is in use: {file.read().strip() or 'another process'} holds {path.name}; "
+                "wait for it to end, or choose another folder"
+            ) from error
+        file.truncate(0)
+        file.write(f"process {os.getpid()}, {holder}")
+        file.flush()
+        yield
 
 
 @contextmanager

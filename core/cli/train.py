@@ -15,6 +15,7 @@ from core.cli.compose import configure
 from core.data import Dataset, read_dataset, read_provenance
 from core.device import device_of
 from core.errors import UserError
+from core.files import check_writable, locked
 from core.progress import console, progress_bars
 from core.runs import Run
 from core.training import Trainer
@@ -86,7 +87,7 @@ def train(
 
     Raises:
         UserError: the dataset does not exist or is another task's, the network cannot take the configuration, the
-            folder cannot be written or holds another run, or the checkpoint is corrupt.
+            folder cannot be written, holds another run or is in use by another process, or the checkpoint is corrupt.
         KeyboardInterrupt: `stop` asked to; a checkpoint was written.
     """
     torch.set_num_threads(config.trainer.threads)
@@ -98,13 +99,15 @@ def train(
     config.algo = marl.ALGORITHMS[config.algo.name].completed(config.algo)
     torch.manual_seed(config.trainer.seed)
     algorithm = build(config.algo, spec).to(device)
-    run = Run.create(folder, resolved(config, dataset, spec))
-    batches = algorithm.prepare(dataset.trajectories)
-    trainer = Trainer(algorithm, batches, config.trainer, folder)
-    if trainer.rows:
-        progress(trainer.step, trainer.rows[-1])
-    if not trainer.run(progress, stop):
-        raise KeyboardInterrupt
+    check_writable(folder)
+    with locked(folder / ".training", "training"):
+        run = Run.create(folder, resolved(config, dataset, spec))
+        batches = algorithm.prepare(dataset.trajectories)
+        trainer = Trainer(algorithm, batches, config.trainer, folder)
+        if trainer.rows:
+            progress(trainer.step, trainer.rows[-1])
+        if not trainer.run(progress, stop):
+            raise KeyboardInterrupt
     return run
 
 

@@ -78,7 +78,7 @@ def test_outputs(made):
         "mpe2",
         12,
     )
-    names = {"checkpoint.safetensors", "config.yaml", "metrics.csv", "versions.json"}
+    names = {".training", "checkpoint.safetensors", "config.yaml", "metrics.csv", "versions.json"}
     for run in ("madiff", "bc", "bc_returns"):
         assert {path.name for path in (made / run).iterdir()} == names
         assert len((made / run / "metrics.csv").read_text().splitlines()) == 3
