@@ -4,9 +4,10 @@
 
 Prints tables and writes benchmarks/engine_cpu.json or engine_cuda.json. On a CPU every figure is a ratio: the time of
 a whole sampling loop over the time of its network evaluations alone, measured beside it, the median over the rounds.
-"Bare loop" calls the network directly, with coefficients that are Python floats; it does the same arithmetic and no
-more. On CUDA it also gives milliseconds, samples a second, and the share of the time that the bare network evaluations
-take when they are replayed from a CUDA graph.
+"Bare loop" calls the network directly, with coefficients that are Python floats. It embeds the time in every call, as
+the forwards alone do; the engine embeds all times of a walk at once, so its ratios may fall below 1. On CUDA it also
+gives milliseconds, samples a second, and the share of the time that the bare network evaluations take when they are
+replayed from a CUDA graph.
 
 Run it on an idle machine. Without diffusers (`pip install diffusers`) its rows are left out.
 """

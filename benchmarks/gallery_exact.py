@@ -122,7 +122,7 @@ TILTS = (
 
 def exact_flow(denoiser: core.Denoiser, noise: Tensor, steps: int = 2000, stop: float = 1e-6) -> Tensor:
     """Where the probability flow takes the noise at time `stop`."""
-    return core.sample(denoiser, noise, core.DPMSolver(steps, order=3, stop=stop)).x
+    return core.sample(denoiser, noise, core.DPMSolver(steps, "lambda", order=3, stop=stop)).x
 
 
 def consistency_function(denoiser: core.Denoiser, steps: int = 100) -> core.Denoiser:
@@ -131,6 +131,6 @@ def consistency_function(denoiser: core.Denoiser, steps: int = 100) -> core.Deno
     def end(x: Tensor, t: Tensor) -> Tensor:
         start = core.WarmStart(torch.zeros_like(x), t.item())
         noise = x / denoiser.schedule.sigma(t).to(x)
-        return core.sample(denoiser, noise, core.DPMSolver(steps, order=3), start=start).x
+        return core.sample(denoiser, noise, core.DPMSolver(steps, "lambda", order=3), start=start).x
 
     return core.wrap(end, denoiser.schedule)

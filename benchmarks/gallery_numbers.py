@@ -173,7 +173,7 @@ def flow_errors(size: Size) -> tuple[list[Curve], dict[str, float]]:
             return (core.sample(denoiser, noise, sampler).x - exact).norm(dim=1).median().item()
 
         gaps[f"{type(schedule).__name__} to {stop:g}"] = error(
-            core.DPMSolver(size.reference, singlestep=True, stop=stop)
+            core.DPMSolver(size.reference, "lambda", singlestep=True, stop=stop)
         )
         return [_curve(panel, name, make, size, schedule, error) for name, make in makers.items()]
 
@@ -192,7 +192,7 @@ def flow_errors(size: Size) -> tuple[list[Curve], dict[str, float]]:
         "spacings", core.VPLinear(), {name: partial(core.DPMSolver, spacing=name) for name in spacings}, 1e-6
     )
     for schedule in (core.VPLinear(), core.VPCosine(), core.VPSigmoid(), core.VE(), core.Flow()):
-        makers: dict[str, Maker] = {type(schedule).__name__: core.DPMSolver}
+        makers: dict[str, Maker] = {type(schedule).__name__: partial(core.DPMSolver, spacing="lambda")}
         if isinstance(schedule, core.Flow):
             makers["Flow, time grid"] = partial(core.DPMSolver, spacing="time")
         curves += compare("schedules", schedule, makers, 1e-6)
@@ -245,7 +245,7 @@ def _tilted_by(tilt: Tilt, size: Size) -> list[Tilted]:
         "move of the mean": core.GradientMove(noisy, -1.0, on="mean"),
         "move of the mean, expected": core.GradientMove(expected, -1.0, on="mean"),
     }
-    solver, walks = ("2M-100", core.DPMSolver(100)), [(f"DDPM-{k}", core.DDPM(k)) for k in (20, size.moves)]
+    solver, walks = ("2M-100", core.DPMSolver(100, "lambda")), [(f"DDPM-{k}", core.DDPM(k)) for k in (20, size.moves)]
     runs: list[Any] = [(name, energy, (), walk) for name, energy in energies.items() for walk in (solver, *walks)]
     runs += [(name, plain, (move,), walk) for name, move in moves.items() for walk in walks]
     # The normal's quantiles: a deterministic walk has no sampling error.
@@ -265,7 +265,7 @@ def guided(size: Size, scales: Sequence[float] = (-1.0, 0.0, 1.0, 2.0, 4.0)) -> 
     cond = noise.new_zeros(size.samples, 1)
     rows = []
     for scale in scales:
-        x = core.sample(core.ClassifierFree(denoiser, scale), noise, core.DPMSolver(100), cond=cond).x
+        x = core.sample(core.ClassifierFree(denoiser, scale), noise, core.DPMSolver(100, "lambda"), cond=cond).x
         centre, width = CLASSES.power_moments(0, scale)
         share = (CLASSES.log_densities(x).argmax(dim=1) == 0).double().mean().item()
         rows.append(Guided(scale, x[:, 0].mean().item(), x[:, 0].std().item(), share, centre, width, x))
