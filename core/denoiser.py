@@ -190,16 +190,16 @@ class NetworkDenoiser(nn.Module, Denoiser):
         """The same of all times of a walk, at once."""
         numbers = self._numbers(times, x)
         embed = getattr(self.network, "time", None)
-        return embed(numbers) if isinstance(embed, TimeEmbedding) and _worth_hoisting(x) else numbers
+        if not isinstance(embed, TimeEmbedding):
+            return numbers
+        features = embed.features(numbers)
+        if len(x) == 1 and x.is_cpu and torch.get_num_threads() > 1:
+            # A product of several rows wakes the other threads, which costs a single sample more than it saves.
+            return torch.cat([embed.mlp(row) for row in features.split(1)])
+        return embed.mlp(features)
 
     def _numbers(self, t: Tensor, x: Tensor) -> Tensor:
         """EDM's c_noise = log(sigma / alpha) / 4, or t itself."""
         number = -self.schedule.lam(t) / 4 if self.prediction == "edm" else t
         # bf16 cannot tell neighbouring times apart
         return torch.atleast_1d(number.to(dtype=torch.promote_types(x.dtype, torch.float32)))
-
-
-def _worth_hoisting(x: Tensor) -> bool:
-    """On a CPU with several threads, a product with the few rows of a walk's times wakes them all, which costs a single
-    sample more than it saves."""
-    return len(x) > 1 or not x.is_cpu or torch.get_num_threads() == 1

@@ -22,14 +22,15 @@ class TimeEmbedding(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.Mish(), nn.Linear(4 * width, width))
 
     def forward(self, t: Tensor) -> Tensor:
-        if t.ndim == 2:
-            return t
-        # In single precision whatever the weights', and no buffer that would be cast with them: 1000 t has many digits.
+        return t if t.ndim == 2 else self.mlp(self.features(t))
+
+    def features(self, t: Tensor) -> Tensor:
+        """Sines and cosines of t [B] at rates from 1000 down to 0.1, [B, width], in the precision of the weights."""
+        # Computed in single precision at least, and in no buffer that would be cast with them: 1000 t has many digits.
         half = self.width // 2
         rates = torch.exp(torch.arange(half, device=t.device) * (-math.log(10_000) / (half - 1)))
         phase = 1000.0 * t.to(torch.promote_types(t.dtype, torch.float32))[..., None] * rates
-        dtype = next(self.mlp.parameters()).dtype
-        return self.mlp(torch.cat([phase.sin(), phase.cos()], dim=-1).to(dtype))
+        return torch.cat([phase.sin(), phase.cos()], dim=-1).to(next(self.mlp.parameters()).dtype)
 
 
 class ConditionEmbedding(nn.Module):
