@@ -8,6 +8,7 @@ from torch import Tensor
 
 from core.denoiser import AnyDenoiser, Condition, Denoiser, Time, alpha_sigma, as_denoiser
 from core.samplers.grid import LAST_TIME
+from core.schedules import per_sample
 
 ENERGIES = ("estimate", "frozen", "noisy")
 
@@ -23,48 +24,66 @@ class ClassifierFree(Denoiser):
     takes_time = True
 
     def __init__(
-        self, denoiser: Denoiser | AnyDenoiser, scale: float | Sequence[float], *, null: float | Tensor = math.nan
+        self,
+        denoiser: Denoiser | AnyDenoiser,
+        scale: float | Tensor | Sequence[float],
+        *,
+        null: float | Tensor = math.nan,
     ):
         """
         Args:
-            scale: one number for `cond=tensor`, or one for each tensor of `cond=[...]`.
+            scale: one number for `cond=tensor`, one for each tensor of `cond=[...]`, or a tensor [B] with a number for
+                each sample of `cond=tensor`, of which none is left out of the computation.
             null: what stands for "no condition" in a condition tensor: a number, such as a null class, or a tensor that
                 broadcasts against it.
         """
         self.denoiser = as_denoiser(denoiser)
         self.schedule = denoiser.schedule
         self.null = null
-        self.scales = tuple(map(float, scale)) if isinstance(scale, Sequence) else (float(scale),)
-        if not self.scales or not all(map(math.isfinite, self.scales)):
+        self.weights: list[float | Tensor]  # of the estimate without a condition, then with each
+        if isinstance(scale, Tensor) and scale.ndim:
+            finite, self.weights = bool(scale.isfinite().all()), [1 - scale.double(), scale]
+        else:
+            scales = list(map(float, scale)) if isinstance(scale, Sequence) else [float(scale)]
+            finite = bool(scales) and all(map(math.isfinite, scales))
+            self.weights = [1 - math.fsum(scales), *scales] if finite else []
+        if not finite:
             raise ValueError(f"guidance needs at least one scale, all of them finite, got {scale}")
 
     def __call__(self, x: Tensor, t: Time | Tensor, cond: Condition | None = None) -> Tensor:
         conditions = [cond] if isinstance(cond, Tensor) else list(cond or ())
-        if len(conditions) != len(self.scales):
+        if len(conditions) != len(self.weights) - 1:
             raise ValueError(
-                f"classifier-free guidance with {len(self.scales)} scales needs as many conditions, "
+                f"classifier-free guidance with {len(self.weights) - 1} scales needs as many conditions, "
                 f"got {len(conditions)}: pass cond= to sample()"
             )
-        weights = [weight for weight in (1 - math.fsum(self.scales), *self.scales) if weight != 0.0]
+        weights = [per_sample(w, x) if isinstance(w, Tensor) else w for w in self.weights if _counts(w)]
         count = len(weights)
         if isinstance(t, Time):
             stacked = t.walk.hoist((self, *map(id, conditions)), lambda _: self._stacked(conditions))
         else:
             stacked, t = self._stacked(conditions), torch.cat([t] * count) if t.ndim else t
-        if count == 1 and weights[0] == 1.0:
+        if weights == [1.0]:
             return self.denoiser(x, t, stacked)
         estimates = self.denoiser(torch.cat([x] * count), t, stacked).chunk(count)
         total = weights[0] * estimates[0]
         for weight, estimate in zip(weights[1:], estimates[1:], strict=True):
-            total = torch.add(total, estimate, alpha=weight)
+            if isinstance(weight, Tensor):
+                total = torch.addcmul(total, weight, estimate)
+            else:
+                total = torch.add(total, estimate, alpha=weight)
         return total
 
     def _stacked(self, conditions: Sequence[Tensor]) -> Tensor:
         """The conditions of the batched call, the absent one first where it counts."""
         none = torch.empty_like(conditions[0])
         none.copy_(self.null) if isinstance(self.null, Tensor) else none.fill_(self.null)
-        scaled = zip((1 - math.fsum(self.scales), *self.scales), (none, *conditions), strict=True)
-        return torch.cat([condition for scale, condition in scaled if scale != 0.0])
+        weighted = zip(self.weights, (none, *conditions), strict=True)
+        return torch.cat([condition for weight, condition in weighted if _counts(weight)])
+
+
+def _counts(weight: float | Tensor) -> bool:
+    return isinstance(weight, Tensor) or weight != 0.0
 
 
 class Energy(Denoiser):

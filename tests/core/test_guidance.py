@@ -324,3 +324,16 @@ def test_guidance_composes(sampler):
     both.rows.clear()
     sample(Energy(Energy(conditional, linear(SLOPE)), linear(SHIFT)), X, DDIM(4), cond=COND)
     assert both.rows == [12] * 4
+
+
+def test_a_scale_for_each_sample_is_that_scale_alone():
+    """Samples of several scales in one batch are those of each scale by itself."""
+    network = TwoGaussians(VPLinear())
+    scales = torch.tensor([0.0, 0.4, 1.0, 1.7, 2.5, 0.0])
+    together = sample(ClassifierFree(network, scales), X, DDIM(8), cond=COND).x
+    for index, scale in enumerate(scales.tolist()):
+        row = slice(index, index + 1)
+        alone = sample(ClassifierFree(network, scale), X[row], DDIM(8), cond=COND[row]).x
+        assert (together[row] - alone).abs().max() < 1e-12
+    with pytest.raises(ValueError, match="finite"):
+        ClassifierFree(network, torch.tensor([1.0, torch.inf]))
