@@ -17,7 +17,7 @@ from core.cli.evaluate import evaluate
 from core.cli.pool import Job, Report, run_jobs
 from core.cli.train import train
 from core.config import compose_config, to_object
-from core.runs import Row
+from core.evaluations import Row
 
 VARIANTS = {
     "small preset": [],

@@ -11,6 +11,7 @@ from core.consistency import ConsistencyModel, consistency_loss
 from core.denoiser import Denoiser, NetworkDenoiser, Time, wrap
 from core.edits import Box, Clamp, Edit, GradientMove
 from core.ema import EMA
+from core.frames import results
 from core.guidance import ClassifierFree, Energy
 from core.losses import LogNormalTimes, UniformTimes, diffusion_loss
 from core.noise import normal
@@ -66,4 +67,6 @@ __all__ = [
     "UniformTimes",
     "consistency_loss",
     "diffusion_loss",
+    # runs
+    "results",
 ]

@@ -60,6 +60,21 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     return tensors, metadata
 
 
+def read_metadata(path: Path) -> dict[str, str]:
+    """Metadata of a checkpoint, without its tensors.
+
+    Raises:
+        UserError: no such file, or one that is cut short.
+    """
+    if not path.is_file():
+        raise UserError(f"no checkpoint at {path}: train the run first")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.metadata() or {}
+    except (OSError, SafetensorError, ValueError) as error:
+        raise UserError(f"checkpoint {path} is corrupt: {error}; delete it and train again") from error
+
+
 def strip(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """The tensors under a prefix, without it."""
     return {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from core.runs import Row
+from core.evaluations import Row
 
 #: Okabe and Ito's colours, which stay apart for the colour-blind; without the yellow, too faint on white.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")

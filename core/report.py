@@ -7,9 +7,9 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from core.evaluations import Row
 from core.figures import Figure
 from core.files import write_text
-from core.runs import Row
 
 _NONE = "–"  # noqa: RUF001
 

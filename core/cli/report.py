@@ -9,11 +9,12 @@ import marl
 from core.algorithm import Acting, GuidanceConfig
 from core.cli.evaluate import algorithm_of, task_of
 from core.errors import UserError
+from core.evaluations import Row
 from core.figures import Figure, learning_curves, return_against_scale
 from core.progress import bar, console
 from core.report import write_report
 from core.rollout import rollout
-from core.runs import Row, Run, versions
+from core.runs import Run, versions
 from core.training import read_metrics
 from marl.figures import plan_figure, rollout_animation
 

@@ -10,9 +10,9 @@ from xml.etree import ElementTree
 import matplotlib
 import pytest
 
+from core.evaluations import Row
 from core.figures import Figure, learning_curves, return_against_scale, shorten
 from core.report import write_report
-from core.runs import Row
 
 GUIDED = Row(
     dataset="mixed",
@@ -26,6 +26,7 @@ GUIDED = Row(
     cost_mean=1.37,
     episodes=256,
     seed=0,
+    teams=3,
     seconds_per_decision=0.00934,
     training_steps=5000,
     training_seconds=734.0,

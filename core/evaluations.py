@@ -1,0 +1,134 @@
+"""A run's evaluations: a file of one JSON line for each row, which only ever grows."""
+
+import fcntl
+import json
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from core.errors import UserError
+from core.files import reason
+
+
+@dataclass(frozen=True)
+class Row:
+    """One evaluation of one trained run.
+
+    Attributes:
+        dataset, method: what it was trained on, and its algorithm's preset.
+        sampler: what it planned with, "" for a method that does not sample. sampler_steps: of it, None without.
+        guidance_scale, returns: what was asked of it; None where the method takes no such request.
+        return_mean: over episodes, of the team's mean return. interval: its 95% confidence interval, infinite for a
+            single episode.
+        normalised_score: 0 is the random, 100 the scripted expert team; None without references.
+        cost_mean: over episodes, of the summed costs per agent. episodes: how many; seed: of the first.
+        cost_limit, violation_rate: a budget and the share of episodes above it; None where none was given.
+        seconds_per_decision: of the policy, for one team, with this many `teams` in one call.
+        training_steps, training_seconds: of the run, when it was evaluated.
+    """
+
+    dataset: str
+    method: str
+    sampler: str
+    guidance_scale: float | None
+    returns: float | None
+    return_mean: float
+    interval: tuple[float, float]
+    normalised_score: float | None
+    cost_mean: float
+    episodes: int
+    seed: int
+    seconds_per_decision: float
+    teams: int
+    training_steps: int
+    training_seconds: float
+    sampler_steps: int | None = None
+    cost_limit: float | None = None
+    violation_rate: float | None = None
+
+    @property
+    def cell(self) -> "Cell":
+        """What was evaluated."""
+        return Cell(**{field.name: getattr(self, field.name) for field in fields(Cell)})
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain data; an infinite interval, which JSON has no number for, is null."""
+        interval = list(self.interval) if math.isfinite(self.interval[0]) else None
+        return {**asdict(self), "interval": interval}
+
+    @staticmethod
+    def from_json(values: dict[str, Any]) -> "Row":
+        interval = values["interval"] or (-math.inf, math.inf)
+        return Row(**{**values, "interval": tuple(interval)})
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One point of a grid over the sampling side of a run: a row of the same cell is its result."""
+
+    sampler: str
+    sampler_steps: int | None
+    guidance_scale: float | None
+    returns: float | None
+    episodes: int
+    seed: int
+    cost_limit: float | None
+    training_steps: int
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Rows of a file; none where there is no file. A last line that a kill cut short is no row.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    if not path.exists():
+        return []
+    number = 0
+    try:
+        lines = path.read_bytes().split(b"\n")[:-1]
+        rows = []
+        for number, line in enumerate(lines, start=1):  # noqa: B007
+            rows.append(Row.from_json(json.loads(line)))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        where = f"{path}, line {number}," if number else path
+        raise UserError(f"{where} cannot be read: {error}; delete it and evaluate again") from error
+    return rows
+
+
+def append_rows(path: Path, rows: Sequence[Row]) -> None:
+    """Add rows, all of them or none; several processes may do so.
+
+    Raises:
+        UserError: the disk is full or the file read-only; what it held before is still there.
+    """
+    lines = "".join(json.dumps(row.as_json(), allow_nan=False) + "\n" for row in rows).encode()
+    try:
+        with path.open("a+b", buffering=0) as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            whole = _end_of_last_line(file.fileno())
+            file.truncate(whole)
+            try:
+                if file.write(lines) != len(lines):
+                    raise OSError(28, "No space left on device")
+                os.fsync(file.fileno())
+            except BaseException:
+                file.truncate(whole)
+                raise
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {reason(error)}; free the disk or choose another folder") from error
+
+
+def _end_of_last_line(descriptor: int) -> int:
+    """Where the last whole line ends; what follows was cut short by a kill."""
+    end = os.fstat(descriptor).st_size
+    while end > 0:
+        start = max(0, end - 4096)
+        found = os.pread(descriptor, end - start, start).rfind(b"\n")
+        if found >= 0:
+            return start + found + 1
+        end = start
+    return 0
