@@ -47,6 +47,17 @@ class GuidanceConfig:
         if not 0 <= self.scale < math.inf:
             raise ValueError(f"guidance.scale must be at least 0, got {self.scale}")
 
+    @staticmethod
+    def of_episodes(guidance: Sequence["GuidanceConfig"], seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Scales and wanted returns, each [B], of a batch of episodes.
+
+        Raises:
+            ValueError: there are not as many as there are episodes.
+        """
+        if len(guidance) != len(seeds):
+            raise ValueError(f"the policy was asked for {len(guidance)} episodes, and {len(seeds)} begin")
+        return torch.tensor([one.scale for one in guidance]), torch.tensor([one.returns for one in guidance])
+
 
 @dataclass
 class Acting:
@@ -95,14 +106,18 @@ class Algorithm(nn.Module, ABC):
 
     Attributes:
         config_class: the dataclass it is configured by; its `name` is the algorithm's in configurations.
+        stackable: whether several seeds may train as a `core.stacking.Stack`.
+        steps: of the training that its weights come from.
     """
 
     config_class: ClassVar[type]
+    stackable: ClassVar[bool] = False
 
     def __init__(self, config: Any, spec: TeamSpec):
         super().__init__()
         self.config = config
         self.spec = spec
+        self.steps = 0
 
     @classmethod
     def load(cls, folder: str | Path, device: str = "cpu") -> Self:
@@ -122,7 +137,7 @@ class Algorithm(nn.Module, ABC):
             )
         except (TypeError, ValueError) as error:
             raise UserError(f"{folder}/config.yaml does not describe a {known}: {error}") from error
-        checkpoints.load_trained(algorithm, run.checkpoint)
+        algorithm.steps = int(checkpoints.load_trained(algorithm, run.checkpoint)["step"])
         return algorithm.to(device_of(device))
 
     @staticmethod
@@ -153,5 +168,10 @@ class Algorithm(nn.Module, ABC):
         return
 
     @abstractmethod
-    def policy(self, acting: Acting) -> Policy:
-        """The trained policy under the given sampling side."""
+    def policy(self, acting: Acting, guidance: Sequence[GuidanceConfig] = ()) -> Policy:
+        """The trained policy under the given sampling side.
+
+        Args:
+            guidance: what each episode of one batch is asked for, in place of `acting`'s: many cells of a grid are
+                then rolled out at once.
+        """

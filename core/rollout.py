@@ -101,6 +101,7 @@ def rollout(
     *,
     parallel: int = 256,
     progress: Callable[[int], None] = lambda steps: None,
+    environments: list[Any] | None = None,
 ) -> Rollout:
     """One episode for each seed, up to `parallel` of them at once with one call of the policy for all.
 
@@ -109,8 +110,12 @@ def rollout(
         make: makes one PettingZoo ParallelEnv with Box actions; a cost is read from each agent's info["cost"].
         seeds: seed of each episode, for the environment's reset and the policy's own randomness.
         progress: called with the number of environment steps just made.
+        environments: those made so far, taken first and added to, which the caller closes. Making one can take as
+            long as an episode in it.
     """
-    environments: list[Any] = []
+    if environments is not None:
+        return _rollout(policy, make, seeds, parallel, progress, environments)
+    environments = []
     try:
         return _rollout(policy, make, seeds, parallel, progress, environments)
     finally:

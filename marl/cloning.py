@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from core.algorithm import Acting, Algorithm, Phase, TeamSpec
+from core.algorithm import Acting, Algorithm, GuidanceConfig, Phase, TeamSpec
 from core.data import Affine, Trajectories, return_ranks
 from core.networks import mlp
 from core.rollout import Context, Reactive
@@ -65,6 +65,7 @@ class Cloning(Algorithm):
     """Mean squared error of each agent's action given its own observation, and its return rank where conditioned."""
 
     config_class = CloningConfig
+    stackable = True
 
     def __init__(self, config: CloningConfig, spec: TeamSpec):
         super().__init__(config, spec)
@@ -101,22 +102,28 @@ class Cloning(Algorithm):
         return {"loss": ((self.net(batch.inputs) - batch.actions) ** 2).mean()}
 
     @torch.no_grad()
-    def act(self, observations: Tensor, returns: float) -> Tensor:
-        """[B, A, O] -> [B, A, U]."""
+    def act(self, observations: Tensor, returns: float | Tensor) -> Tensor:
+        """[B, A, O] -> [B, A, U], with one return rank for all or [B]."""
         observations = observations.to(self.normaliser.shift.device)
-        ranks = torch.full_like(observations[..., :1], returns)
+        ranks = torch.as_tensor(returns, dtype=observations.dtype, device=observations.device).reshape(-1, 1, 1)
+        ranks = ranks.expand_as(observations[..., :1])
         return self.net(self._inputs(observations, ranks)).clamp(-1, 1)
 
-    def policy(self, acting: Acting) -> "CloningPolicy":
-        return CloningPolicy(self, acting)
+    def policy(self, acting: Acting, guidance: Sequence[GuidanceConfig] = ()) -> "CloningPolicy":
+        return CloningPolicy(self, acting, guidance)
 
 
 class CloningPolicy(Reactive):
     """Acts for every agent from its own observation."""
 
-    def __init__(self, cloning: Cloning, acting: Acting):
+    def __init__(self, cloning: Cloning, acting: Acting, guidance: Sequence[GuidanceConfig] = ()):
         self.cloning = cloning
-        self.returns = acting.guidance.returns
+        self.guidance = guidance
+        self.returns: float | Tensor = acting.guidance.returns
+
+    def reset(self, seeds: Sequence[int]) -> None:
+        if self.guidance:
+            _, self.returns = GuidanceConfig.of_episodes(self.guidance, seeds)
 
     def act(self, observations: Tensor, context: Context) -> Tensor:
         return self.cloning.act(observations, self.returns)

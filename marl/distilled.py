@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from core.algorithm import Acting, Algorithm, Phase, TeamSpec
+from core.algorithm import Acting, Algorithm, GuidanceConfig, Phase, TeamSpec
 from core.consistency import ConsistencyModel, consistency_loss
 from core.data import Trajectories, WindowBatch, Windows
 from core.edits import Clamp
@@ -102,14 +102,15 @@ class Distilled(Algorithm):
         weight = 1 - self.config.target_decay
         torch._foreach_lerp_(list(self.target.parameters()), list(self.student.parameters()), weight)
 
-    def policy(self, acting: Acting) -> MADiffPolicy:
+    def policy(self, acting: Acting, guidance: Sequence[GuidanceConfig] = ()) -> MADiffPolicy:
         if acting.sampler.name != "consistency":
             raise UserError(
                 f"a distilled planner samples with sampler=consistency and sampler.steps=1 to 4, "
                 f"not with {acting.sampler.name}"
             )
         acting = replace(acting, guidance=replace(acting.guidance, scale=1.0))
-        return MADiffPolicy(self.planner, acting, self.student)
+        guidance = [replace(one, scale=1.0) for one in guidance]
+        return MADiffPolicy(self.planner, acting, guidance, self.student)
 
 
 def _load(config: DistilledConfig) -> MADiff:

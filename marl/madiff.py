@@ -48,6 +48,7 @@ class MADiff(Algorithm):
     """
 
     config_class = MADiffConfig
+    stackable = True
 
     def __init__(self, config: MADiffConfig, spec: TeamSpec):
         super().__init__(config, spec)
@@ -149,7 +150,7 @@ class MADiff(Algorithm):
         *,
         denoiser: Denoiser | None = None,
         sampler: Sampler | None = None,
-        guidance_scale: float = GuidanceConfig.scale,
+        guidance_scale: float | Tensor = GuidanceConfig.scale,
         temperature: float = 1.0,
         edits: Sequence[Edit] = (),
         noise: Tensor | None = None,
@@ -162,7 +163,7 @@ class MADiff(Algorithm):
             observations: current observations [B, A, O].
             returns: wanted return rank in [0, 1], one for all or [B, A].
             denoiser: in place of the planner's own, such as a guided one; classifier-free guidance wraps it.
-            sampler: DDIM with 5 steps unless given. guidance_scale: of classifier-free guidance.
+            sampler: DDIM with 5 steps unless given. guidance_scale: of classifier-free guidance, one for all or [B].
             temperature: factor on the initial noise (the paper: 0.5).
             edits: further edits of the normalised plan [B, T, A, D], after the clamp.
             noise: standard normal [B, T, A, D]; drawn from `seed` unless given.
@@ -182,7 +183,10 @@ class MADiff(Algorithm):
         if condition.ndim not in (0, 2):
             raise ValueError(f"returns must be one number or [B, A], got {list(condition.shape)}")
         result = sample(
-            ClassifierFree(denoiser or self.denoiser, guidance_scale),
+            ClassifierFree(
+                denoiser or self.denoiser,
+                guidance_scale.to(device) if isinstance(guidance_scale, Tensor) else guidance_scale,
+            ),
             noise.to(device),
             sampler or SamplerConfig().build(),
             cond=condition.expand(batch, self.spec.agents)[..., None],
@@ -221,28 +225,40 @@ class MADiff(Algorithm):
     def _observations(self, x: Tensor) -> Tensor:
         return self.normaliser.invert(x[..., : self.spec.observation_dim])
 
-    def policy(self, acting: Acting) -> "MADiffPolicy":
-        return MADiffPolicy(self, acting)
+    def policy(self, acting: Acting, guidance: Sequence[GuidanceConfig] = ()) -> "MADiffPolicy":
+        return MADiffPolicy(self, acting, guidance)
 
 
 class MADiffPolicy(Reactive):
     """Plans anew at every step and executes the first joint action."""
 
-    def __init__(self, planner: MADiff, acting: Acting, denoiser: Denoiser | None = None):
+    def __init__(
+        self,
+        planner: MADiff,
+        acting: Acting,
+        guidance: Sequence[GuidanceConfig] = (),
+        denoiser: Denoiser | None = None,
+    ):
         self.planner = planner
         self.denoiser = denoiser
         self.acting = acting
+        self.guidance = guidance
+        self.scale: float | Tensor = acting.guidance.scale
+        self.returns: float | Tensor = acting.guidance.returns
 
     def reset(self, seeds: Sequence[int]) -> None:
         self.keys = torch.as_tensor(seeds, dtype=torch.int64)
+        if self.guidance:
+            self.scale, returns = GuidanceConfig.of_episodes(self.guidance, seeds)
+            self.returns = returns[:, None].expand(-1, self.planner.spec.agents)
 
     def act(self, observations: Tensor, context: Context) -> Tensor:
         plan = self.planner.plan(
             observations,
-            self.acting.guidance.returns,
+            self.returns,
             denoiser=self.denoiser,
             sampler=self.acting.sampler.build(),
-            guidance_scale=self.acting.guidance.scale,
+            guidance_scale=self.scale,
             temperature=self.acting.temperature,
             noise=normal(self.keys, self.planner.plan_shape, stream=context.step),
         )

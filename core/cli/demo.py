@@ -7,16 +7,18 @@ from core.algorithm import GuidanceConfig
 from core.cli.collect import collect
 from core.cli.commands import Collect, Demo, Evaluate, Train, register_schemas
 from core.cli.compose import configure
-from core.cli.evaluate import distinct, evaluate, table
+from core.cli.evaluate import distinct, evaluate
 from core.cli.pool import Job, Report, run_jobs
 from core.cli.report import report_page
+from core.cli.show import table
 from core.cli.train import interruptible, train
 from core.config import compose_config, to_object
 from core.data import read_provenance
 from core.errors import UserError
+from core.evaluations import Row
 from core.files import check_writable, write_text
 from core.progress import console
-from core.runs import Row, Run
+from core.runs import Run
 
 
 def command(arguments: list[str]) -> None:
@@ -92,4 +94,4 @@ def _train_and_evaluate(demo: Demo, config: Train, report: Report) -> list[Row]:
         Evaluate(run=str(run.folder), episodes=demo.episodes, guidance=GuidanceConfig(scale, demo.returns))
         for scale in demo.scales
     ]
-    return evaluate(run, distinct(cells, {str(run.folder): run}))
+    return evaluate(run, distinct(run, cells))

@@ -1,41 +1,47 @@
-"""`convoy evaluate`."""
+"""`convoy evaluate`: every combination of the given options over trained runs, each rolled out once."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.box import SIMPLE
-from rich.table import Table
 
 import marl
 import safe
 from core.algorithm import Algorithm
-from core.checkpoints import load
+from core.checkpoints import read_metadata
 from core.cli.commands import Evaluate
 from core.cli.compose import configure_grid
+from core.cli.pool import Job, Report, run_jobs, workers_of
+from core.cli.show import table
 from core.config import from_dict
 from core.errors import UserError, nearest
+from core.evaluations import Cell, Row
+from core.files import locked
+from core.frames import find_runs
 from core.progress import bar, console
-from core.rollout import rollout
-from core.runs import Row, Run
+from core.rollout import Rollout, rollout
+from core.runs import Run
 from core.statistics import mean_interval
+
+Progress = Callable[[int], None]
 
 
 def command(arguments: list[str]) -> None:
     cells = configure_grid("evaluate", arguments)
     if not cells:
         return
-    runs = {cell.run: Run.open(Path(cell.run).expanduser()) for cell in cells}
-    cells = distinct(cells, runs)
-    total = sum(cell.episodes * task_of(runs[cell.run]).max_cycles for cell in cells)
-    rows: list[Row] = []
-    with bar("evaluating", total) as advance:
-        for name, run in runs.items():
-            rows += evaluate(run, [cell for cell in cells if cell.run == name], advance)
+    asked: dict[Path, tuple[Run, list[Evaluate]]] = {}
+    for cell in cells:
+        for run in find_runs([cell.run]):
+            asked.setdefault(run.folder.resolve(), (run, []))[1].append(cell)
+    runs = [run for run, _ in asked.values()]
+    grid = [(run, distinct(run, commands)) for run, commands in asked.values()]
+    rows = [row for found in evaluate_all(grid, workers=cells[0].workers) for row in found]
     console.print(table(rows))
-    for line in dict.fromkeys(_references(task_of(run)) for run in runs.values()):
+    for line in dict.fromkeys(_references(task_of(run)) for run in runs):
         console.print(line, highlight=False)
 
 
@@ -45,19 +51,6 @@ def _references(task: marl.TaskConfig) -> str:
         return f"{task.name} with these settings has no reference scores"
     scores = task.references
     return f"normalised: 0 is {scores.random:g}, 100 is {scores.expert:g} ({scores.source})"
-
-
-def distinct(cells: Sequence[Evaluate], runs: dict[str, Run]) -> list[Evaluate]:
-    """The cells without those that differ only in what their run's algorithm does not use."""
-    seen: dict[str, Evaluate] = {}
-    for cell in cells:
-        uses = _uses(runs[cell.run])
-        key = [cell.run, cell.episodes, cell.seed, cell.cost_limit]
-        key += [cell.temperature, cell.sampler] if "sampler" in uses else []
-        key += [cell.guidance.scale] if "scale" in uses else []
-        key += [cell.guidance.returns] if "returns" in uses else []
-        seen.setdefault(repr(key), cell)
-    return list(seen.values())
 
 
 def algorithm_of(run: Run) -> type[Algorithm]:
@@ -72,11 +65,6 @@ def algorithm_of(run: Run) -> type[Algorithm]:
     return marl.ALGORITHMS[name]
 
 
-def _uses(run: Run) -> frozenset[str]:
-    algorithm = algorithm_of(run)
-    return algorithm.uses(from_dict(algorithm.config_class, run.config["algo"], f"{run.folder}/config.yaml"))
-
-
 def task_of(run: Run) -> marl.TaskConfig:
     """The task that a run was trained for.
 
@@ -88,83 +76,177 @@ def task_of(run: Run) -> marl.TaskConfig:
     return task
 
 
-def evaluate(run: Run, cells: Sequence[Evaluate], progress: Callable[[int], None] = lambda steps: None) -> list[Row]:
-    """Evaluate a run under each of the given sampling sides, and keep the rows in its table.
+def cells_of(run: Run, commands: Sequence[Evaluate]) -> list[Cell]:
+    """What each command evaluates of a run; equal for those that differ only in what its algorithm does not use."""
+    algorithm = algorithm_of(run)
+    uses = algorithm.uses(from_dict(algorithm.config_class, run.config["algo"], f"{run.folder}/config.yaml"))
+    steps = int(read_metadata(run.checkpoint)["step"])
+    return [
+        Cell(
+            sampler=describe(command) if "sampler" in uses else "",
+            sampler_steps=command.sampler.steps if "sampler" in uses else None,
+            guidance_scale=command.guidance.scale if "scale" in uses else None,
+            returns=command.guidance.returns if "returns" in uses else None,
+            episodes=command.episodes,
+            seed=command.seed,
+            cost_limit=command.cost_limit,
+            training_steps=steps,
+        )
+        for command in commands
+    ]
 
-    A cell that stands in the table already is not rolled out again.
+
+def describe(command: Evaluate) -> str:
+    """The sampler's part of a table."""
+    return f"{command.sampler}" + (f", temperature {command.temperature:g}" if command.temperature != 1 else "")
+
+
+def distinct(run: Run, commands: Sequence[Evaluate]) -> list[Evaluate]:
+    """The commands without those whose cell an earlier one has."""
+    once: dict[Cell, Evaluate] = {}
+    for cell, command in zip(cells_of(run, commands), commands, strict=True):
+        once.setdefault(cell, command)
+    return list(once.values())
+
+
+def evaluate_all(grid: Sequence[tuple[Run, Sequence[Evaluate]]], *, workers: int = 1) -> list[list[Row]]:
+    """Evaluate runs, each under its commands, and keep the rows in the runs' tables; those that stand there already
+    are not rolled out again.
+
+    Args:
+        workers: processes, with the cells shared out among them; 0 takes one for each core.
 
     Raises:
-        UserError: the run cannot be loaded.
+        UserError: a run cannot be loaded, is being evaluated by another process, or cannot be written to.
     """
-    task, uses = task_of(run), _uses(run)
-    metadata = load(run.checkpoint)[1]
+    workers = workers_of(workers)
+    with ExitStack() as locks:
+        for run, _ in grid:
+            locks.enter_context(locked(run.folder / ".evaluating", "evaluating it"))
+        todo = [(run, missing(run, commands)) for run, commands in grid]
+        total = sum(steps_of(run, commands) for run, commands in todo)
+        if workers > 1 and sum(len(commands) for _, commands in todo) > 1:
+            share = -(-workers // max(1, len(todo)))
+            jobs = [
+                Job(f"evaluating {run.folder.name}", steps_of(run, part), _evaluate_part, (run.folder, part))
+                for run, commands in todo
+                for first in range(share)
+                if (part := commands[first::share])
+            ]
+            run_jobs(jobs, workers)
+        elif total:
+            with bar("evaluating", total) as advance:
+                for run, commands in todo:
+                    roll_out(run, commands, advance)
+        return [found(run, commands) for run, commands in grid]
+
+
+def steps_of(run: Run, commands: Sequence[Evaluate]) -> int:
+    """Environment steps, at most, of some evaluations of a run."""
+    return sum(command.episodes for command in commands) * task_of(run).max_cycles
+
+
+def _evaluate_part(folder: Path, commands: Sequence[Evaluate], report: Report) -> None:
+    done = 0
+
+    def progress(steps: int) -> None:
+        nonlocal done
+        done += steps
+        report(done, "")
+
+    roll_out(Run.open(folder), commands, progress)
+
+
+def evaluate(run: Run, commands: Sequence[Evaluate], progress: Progress = lambda steps: None) -> list[Row]:
+    """`evaluate_all` of one run, in this process."""
+    with locked(run.folder / ".evaluating", "evaluating it"):
+        roll_out(run, missing(run, commands), progress)
+        return found(run, commands)
+
+
+def missing(run: Run, commands: Sequence[Evaluate]) -> list[Evaluate]:
+    """The commands whose cells have no row in the run's table yet, each cell once."""
+    known = {row.cell for row in run.rows()}
+    once = distinct(run, commands)
+    return [command for cell, command in zip(cells_of(run, once), once, strict=True) if cell not in known]
+
+
+def found(run: Run, commands: Sequence[Evaluate]) -> list[Row]:
+    """The rows of the commands' cells."""
+    rows = {row.cell: row for row in run.rows()}
+    return [rows[cell] for cell in cells_of(run, commands)]
+
+
+def roll_out(run: Run, commands: Sequence[Evaluate], progress: Progress = lambda steps: None) -> None:
+    """Roll out each command's cell, several small ones at once, and add its row to the run's table."""
+    if not commands:
+        return
+    task = task_of(run)
+    environments: list[Any] = []
+    algorithms: dict[str, Algorithm] = {}
+    try:
+        for pack in packs(commands):
+            torch.set_num_threads(pack[0].threads)
+            device = pack[0].device
+            if device not in algorithms:
+                algorithms[device] = algorithm_of(run).load(run.folder, device)
+            seeds = [seed for command in pack for seed in range(command.seed, command.seed + command.episodes)]
+            guidance = [command.guidance for command in pack for _ in range(command.episodes)] if len(pack) > 1 else []
+            algorithm = algorithms[device]
+            policy = algorithm.policy(pack[0], guidance)
+            result = rollout(
+                policy, task.make, seeds, parallel=pack[0].parallel, progress=progress, environments=environments
+            )
+            cells = cells_of(run, pack)
+            if cells[0].training_steps != algorithm.steps:
+                raise UserError(f"{run.folder} was trained further meanwhile: evaluate it again")
+            run.append_rows(_rows(run, task, cells, result, min(len(seeds), pack[0].parallel)))
+    finally:
+        for environment in environments:
+            environment.close()
+
+
+def packs(commands: Sequence[Evaluate]) -> Iterator[list[Evaluate]]:
+    """Commands that are rolled out together: what they ask of an episode may differ, their sampler may not.
+
+    A command with `parallel` episodes or more fills a batch by itself. Guidance of scale 0 or 1 then costs one network
+    call for each team instead of two.
+    """
+
+    def shared(command: Evaluate) -> str:
+        return repr((command.sampler, command.temperature, command.parallel, command.device, command.threads))
+
+    for _, group in groupby(sorted(commands, key=shared), key=shared):
+        pack: list[Evaluate] = []
+        for command in group:
+            if pack and sum(one.episodes for one in pack) + command.episodes > command.parallel:
+                yield pack
+                pack = []
+            pack.append(command)
+        yield pack
+
+
+def _rows(run: Run, task: marl.TaskConfig, cells: Sequence[Cell], result: Rollout, teams: int) -> list[Row]:
+    """The rows of cells that were rolled out one after the other."""
+    counts = [cell.episodes for cell in cells]
+    scores = result.trajectories.scores.split(counts)
+    costs = result.trajectories.episode_sums(result.trajectories.costs).mean(dim=1).split(counts)
     rows = []
-    for cell in cells:
-        torch.set_num_threads(cell.threads)
-        settings: dict[str, Any] = {
-            "sampler": describe(cell) if "sampler" in uses else "",
-            "guidance_scale": cell.guidance.scale if "scale" in uses else None,
-            "returns": cell.guidance.returns if "returns" in uses else None,
-            "episodes": cell.episodes,
-            "seed": cell.seed,
-            "cost_limit": cell.cost_limit,
-            "training_steps": int(metadata["step"]),
-        }
-        known = [row for row in run.rows() if settings.items() <= asdict(row).items()]
-        if known:
-            progress(cell.episodes * task.max_cycles)
-            rows.append(known[-1])
-            continue
-        algorithm = algorithm_of(run).load(run.folder, cell.device)
-        seeds = range(cell.seed, cell.seed + cell.episodes)
-        result = rollout(algorithm.policy(cell), task.make, seeds, parallel=cell.parallel, progress=progress)
-        mean, interval = mean_interval(result.trajectories.scores)
-        costs = result.trajectories.episode_sums(result.trajectories.costs).mean(dim=1)
+    for cell, score, cost in zip(cells, scores, costs, strict=True):
+        mean, interval = mean_interval(score)
         limit = cell.cost_limit
         row = Row(
             dataset=run.dataset,
             method=run.method,
-            **settings,
+            **vars(cell),
             return_mean=mean,
             interval=interval,
             normalised_score=task.references.normalise(mean) if task.references else None,
-            cost_mean=float(costs.mean()),
+            cost_mean=float(cost.mean()),
             seconds_per_decision=result.seconds_per_decision,
-            training_seconds=float(metadata["seconds"]),
-            violation_rate=None if limit is None else safe.summarise_costs(costs, limit).violation_rate,
+            teams=teams,
+            training_seconds=float(read_metadata(run.checkpoint)["seconds"]),
+            violation_rate=None if limit is None else safe.summarise_costs(cost, limit).violation_rate,
         )
-        run.append_rows([row])
         rows.append(row)
     return rows
-
-
-def describe(cell: Evaluate) -> str:
-    """The sampler's part of a table."""
-    return f"{cell.sampler}" + (f", temperature {cell.temperature:g}" if cell.temperature != 1 else "")
-
-
-def table(rows: Sequence[Row]) -> Table:
-    """Rows as they are printed."""
-    result = Table(box=SIMPLE)
-    for heading, side in (
-        ("dataset", "left"), ("method", "left"), ("sampler", "left"), ("scale", "right"), ("returns", "right"),
-        ("return", "right"), ("95% interval", "right"), ("normalised", "right"), ("cost", "right"),
-        ("over limit", "right"), ("episodes", "right"), ("ms a decision", "right"),
-    ):  # fmt: skip
-        result.add_column(heading, justify=side)  # type: ignore[arg-type]
-    for row in rows:
-        result.add_row(
-            row.dataset,
-            row.method,
-            row.sampler,
-            "" if row.guidance_scale is None else f"{row.guidance_scale:g}",
-            "" if row.returns is None else f"{row.returns:g}",
-            f"{row.return_mean:.2f}",
-            f"{row.interval[0]:.2f} to {row.interval[1]:.2f}",
-            "" if row.normalised_score is None else f"{row.normalised_score:.1f}",
-            f"{row.cost_mean:.2f}",
-            "" if row.violation_rate is None else f"{row.violation_rate:.1%} of {row.cost_limit:g}",
-            str(row.episodes),
-            f"{1000 * row.seconds_per_decision:.3f}",
-        )
-    return result

@@ -28,22 +28,28 @@ class Job:
     arguments: tuple[Any, ...]
 
 
-def run_jobs(jobs: Sequence[Job], workers: int = 0) -> list[Any]:
-    """Run jobs, the first ones first, and return their results in order. The first failure ends all.
+def workers_of(workers: int) -> int:
+    """How many processes are meant; 0 takes one for each core."""
+    return workers or os.cpu_count() or 1
+
+
+def run_jobs(jobs: Sequence[Job], workers: int = 0, *, keep_going: bool = False) -> list[Any]:
+    """Run jobs, the first ones first, and return their results in order.
 
     On a terminal each job has a bar; elsewhere a line says when it is done.
 
     Args:
         workers: processes at a time; 0 takes one for each core.
+        keep_going: a failure is raised when all other jobs are done; without it, the first one ends all.
 
     Raises:
         UserError: a job raised one, or its process was killed.
         KeyboardInterrupt: every running job was asked to stop, and did.
     """
     with progress_bars() as bars:
-        pool = _Pool(jobs, bars)
+        pool = _Pool(jobs, bars, keep_going)
         try:
-            return pool.run(workers or os.cpu_count() or 1)
+            return pool.run(workers_of(workers))
         finally:
             pool.stop()
 
@@ -52,8 +58,10 @@ def run_jobs(jobs: Sequence[Job], workers: int = 0) -> list[Any]:
 class _Pool:
     jobs: Sequence[Job]
     bars: Progress
+    keep_going: bool
     running: dict[Connection, tuple[int, Any]] = field(default_factory=dict)
     results: dict[int, Any] = field(default_factory=dict)
+    failures: list[Exception] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.tasks: list[TaskID] = [self.bars.add_task(job.name, total=job.total, note="waiting") for job in self.jobs]
@@ -66,6 +74,9 @@ class _Pool:
             for connection in wait(list(self.running)):
                 assert isinstance(connection, Connection)
                 self._receive(connection)
+        if self.failures:
+            others = f" ({len(self.failures) - 1} more failed as well)" if len(self.failures) > 1 else ""
+            raise type(self.failures[0])(f"{self.failures[0]}{others}")
         return [self.results[index] for index in range(len(self.jobs))]
 
     def _start(self, index: int) -> None:
@@ -84,21 +95,32 @@ class _Pool:
             kind, value = connection.recv()
         except EOFError:
             process.join()
-            raise UserError(f"{job.name} was ended (exit code {process.exitcode}); run the command again") from None
+            ended = f"{job.name} was ended (exit code {process.exitcode}); run the command again"
+            self._fail(connection, UserError(ended))
+            return
         if kind == "progress":
             done, note = value
             self.bars.update(self.tasks[index], completed=done, note=note)
             return
-        if kind == "mistake":
-            raise UserError(value)
-        if kind == "failure":
-            raise RuntimeError(f"{job.name} failed:\n{value}")
+        if kind in ("mistake", "failure"):
+            mistake = kind == "mistake"
+            self._fail(connection, UserError(value) if mistake else RuntimeError(f"{job.name} failed:\n{value}"))
+            return
         self.results[index] = value
         del self.running[connection]
         process.join()
         self.bars.update(self.tasks[index], completed=job.total, note="done")
         if not console.is_terminal:
             console.print(f"done: {job.name}", markup=False, highlight=False)
+
+    def _fail(self, connection: Connection, error: Exception) -> None:
+        """Raise the error, or keep it until the other jobs are done."""
+        if not self.keep_going:
+            raise error
+        index, process = self.running.pop(connection)
+        process.join()
+        self.failures.append(error)
+        self.bars.update(self.tasks[index], note="failed")
 
     def stop(self) -> None:
         """Ask what still runs to stop, and wait for it."""

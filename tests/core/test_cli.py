@@ -52,11 +52,13 @@ def place(made, tmp_path, monkeypatch):
 
 
 def files_below(folder):
-    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    """All files and their contents, but for locks, which stay behind and say nothing."""
+    files = {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {path: content for path, content in files.items() if path.name not in (".training", ".evaluating")}
 
 
 def table_of(run):
-    return json.loads((run / "evaluations.json").read_text())
+    return [json.loads(line) for line in (run / "evaluations.jsonl").read_text().splitlines()]
 
 
 def test_one_unreadable_dataset_does_not_hide_the_others(place, capsys):
@@ -194,7 +196,7 @@ def test_one_episode_has_no_interval_but_valid_json(place):
     def refuse(constant):
         raise AssertionError(f"{constant} is not JSON")
 
-    json.loads((place / "bc" / "evaluations.json").read_text(), parse_constant=refuse)
+    json.loads((place / "bc" / "evaluations.jsonl").read_text(), parse_constant=refuse)
 
 
 def test_training_again_changes_nothing(place):
@@ -299,7 +301,7 @@ def without_quality(place):
 
 
 def broken_table(place):
-    (place / "madiff" / "evaluations.json").write_text('[{"method": "madiff"}]')
+    (place / "madiff" / "evaluations.jsonl").write_text('{"method": "madiff"}\n')
 
 
 def a_file(place):
@@ -343,8 +345,8 @@ BAD = [
     (f"train {ALL_MADIFF} run=file/below", "cannot write to", a_file),
     (f"train {ALL_MADIFF} run=madiff algo.discount=0.5", "algo.discount was 1.0, is 0.5", None),
     (f"train {ALL_MADIFF} run=madiff", "is corrupt", spoil_checkpoint),
-    ("evaluate run=nowhere", "is not a run", None),
-    ("evaluate run=data", "is not a run", None),
+    ("evaluate run=nowhere", "nowhere holds no runs", None),
+    ("evaluate run=data", "data holds no runs", None),
     ("evaluate", "run", None),
     ("evaluate run=madiff sampler.stpes=1", "did you mean 'sampler.steps'", None),
     ("evaluate run=madiff episodes=2 seed=-1", "seed", None),
