@@ -4,7 +4,7 @@ import csv
 import io
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from core import checkpoints
-from core.algorithm import Algorithm, Batches
+from core.algorithm import Algorithm, Batches, Phase
 from core.device import check_device
 from core.ema import EMA
 from core.errors import UserError
 from core.files import write_text
+from core.stacking import Stack
 
 DECAYS = ("cosine", "none")
 
@@ -65,14 +66,28 @@ class TrainerConfig:
 
 
 class Trainer:
-    """Trains an algorithm on prepared batches and keeps its state in a folder.
+    """Trains an algorithm, or a stack of several seeds of it, on prepared batches and keeps its state in a folder.
 
     `checkpoint.safetensors` holds the weights, their averages, the optimisers' state, the generator and the step;
-    `metrics.csv` a row every `log_every` steps. A trainer made in a folder that has them goes on from there.
+    `metrics.csv` a row every `log_every` steps. A trainer made in a folder that has them goes on from there. A stack's
+    state is one file, and its rows are each run's own.
     """
 
-    def __init__(self, algorithm: Algorithm, batches: Batches, config: TrainerConfig, folder: Path):
+    def __init__(
+        self,
+        algorithm: Algorithm,
+        batches: Batches,
+        config: TrainerConfig,
+        folder: Path,
+        *,
+        stack: Stack | None = None,
+        seeds: Sequence[int] = (),
+        runs: Sequence[Path] = (),
+    ):
+        """Args: stack, seeds, runs: of S trainings stacked, whose `algorithm` it is, with each one's run folder."""
         self.algorithm = algorithm
+        self.stack = stack
+        self.runs = list(runs) or [folder]
         self.batches = batches
         self.config = config
         self.folder = folder
@@ -82,11 +97,11 @@ class Trainer:
             torch.optim.Adam(phase.parameters, config.learning_rate, fused=True) for phase in self.phases
         ]
         self.ema = EMA(algorithm, config.ema)
-        self.generator = torch.Generator(self.device).manual_seed(config.seed)
+        self.generators = [torch.Generator(self.device).manual_seed(seed) for seed in seeds or [config.seed]]
         self.step = 0
         self.seconds = 0.0
-        self.rows: list[dict[str, float]] = []
-        self.sums: dict[str, Tensor] = {}  # [2]: the sum of each metric since the last row, and how many made it
+        self.tables: list[list[dict[str, float]]] = [[] for _ in self.runs]
+        self.sums: dict[str, Tensor] = {}  # [S, 2]: each metric's sum since the last row, and how many made it
         if (folder / "checkpoint.safetensors").exists():
             self._resume()
 
@@ -103,24 +118,23 @@ class Trainer:
             UserError: the loss is not finite, or nothing can be written to the folder.
         """
         config = self.config
-        begin = time.perf_counter() - self.seconds
         self.algorithm.train()
+        clock = time.perf_counter()
         try:
             while self.step < config.steps:
                 if stop():
-                    self.seconds = time.perf_counter() - begin
                     self.save()
                     return False
                 for name, value in self._train_step().items():
-                    pair = torch.stack([value.float(), torch.ones_like(value, dtype=torch.float32)])
+                    pair = torch.stack([value.float(), torch.ones_like(value, dtype=torch.float32)], dim=-1)
                     self.sums[name] = self.sums[name] + pair if name in self.sums else pair
                 self.step += 1
+                self.seconds += time.perf_counter() - clock
+                clock = time.perf_counter()
                 if self.step % config.log_every == 0 or self.step == config.steps:
-                    self.seconds = time.perf_counter() - begin
                     self._log()
                     progress(self.step, self.rows[-1])
                 if self.step % config.checkpoint_every == 0 or self.step == config.steps:
-                    self.seconds = time.perf_counter() - begin
                     self.save()
         except (MemoryError, RuntimeError) as error:
             if "memory" not in str(error).lower():
@@ -132,8 +146,7 @@ class Trainer:
 
     def _train_step(self) -> dict[str, Tensor]:
         config = self.config
-        index = torch.randint(len(self.batches), (config.batch_size,), generator=self.generator, device=self.device)
-        batch = self.batches.gather(index)
+        loss_of = self._losses()
         rate = self.learning_rate(self.step)
         metrics: dict[str, Tensor] = {}
         for phase, optimiser in zip(self.phases, self.optimisers, strict=True):
@@ -141,18 +154,29 @@ class Trainer:
                 continue
             for group in optimiser.param_groups:
                 group["lr"] = rate
-            losses = phase.loss(batch, self.generator)
+            losses = loss_of(phase)
             optimiser.zero_grad(set_to_none=True)
-            losses["loss"].backward()
-            if config.gradient_clip:
+            losses["loss"].sum().backward()
+            if config.gradient_clip and self.stack:
+                self.stack.clip(phase.parameters, config.gradient_clip)
+            elif config.gradient_clip:
                 nn.utils.clip_grad_norm_(phase.parameters, config.gradient_clip)
             optimiser.step()
             for name, value in losses.items():
                 key = name if len(self.phases) == 1 else f"{phase.name}.{name}"
-                metrics[key] = value.detach()
+                metrics[key] = value.detach().reshape(-1)
         self.algorithm.after_step()
         self.ema.update()
         return metrics
+
+    def _losses(self) -> Callable[[Phase], dict[str, Tensor]]:
+        """The losses of this step's items, each seed's its own."""
+        shape, device = (self.config.batch_size,), self.device
+        index = [torch.randint(len(self.batches), shape, generator=one, device=device) for one in self.generators]
+        if stack := self.stack:
+            return lambda phase: stack.losses(phase, self.batches, torch.stack(index), self.generators)
+        batch = self.batches.gather(index[0])
+        return lambda phase: phase.loss(batch, self.generators[0])
 
     def learning_rate(self, step: int) -> float:
         config = self.config
@@ -161,39 +185,60 @@ class Trainer:
             rate *= 0.5 * (1 + math.cos(math.pi * step / config.steps))
         return rate
 
-    def _means(self) -> dict[str, float]:
-        """Means of the metrics since the last row, over the steps that measured them.
+    @property
+    def rows(self) -> list[dict[str, float]]:
+        """The metrics of the training, the first one's of a stack."""
+        return self.tables[0]
+
+    def _means(self) -> list[dict[str, float]]:
+        """Each training's means of the metrics since the last row, over the steps that measured them.
 
         Raises:
             FloatingPointError: one is not finite.
         """
-        means = {name: float(pair[0] / pair[1]) for name, pair in self.sums.items()}
-        if not all(math.isfinite(value) for value in means.values()):
-            raise FloatingPointError(f"training diverged before step {self.step}: {means}")
+        if not self.sums:
+            return [{} for _ in self.runs]
+        names = list(self.sums)
+        sums = torch.stack(list(self.sums.values()))
+        columns = (sums[..., 0] / sums[..., 1]).T.tolist()
+        means = [dict(zip(names, column, strict=True)) for column in columns]
+        for run, row in zip(self.runs, means, strict=True):
+            if not all(map(math.isfinite, row.values())):
+                raise FloatingPointError(f"training of {run.name} diverged before step {self.step}: {row}")
         return means
 
     def _log(self) -> None:
-        self.rows.append({"step": self.step, "seconds": round(self.seconds, 3), **self._means()})
+        for table, means in zip(self.tables, self._means(), strict=True):
+            table.append({"step": self.step, "seconds": round(self.seconds, 3), **means})
         self.sums = {}
 
     def save(self) -> None:
         """Write the metrics, then the checkpoint: a checkpoint never knows of rows that are not there."""
         self._means()  # no checkpoint of a training that diverged
-        table = io.StringIO()
-        if self.rows:
-            names = list(dict.fromkeys(name for row in self.rows for name in row))
-            writer = csv.DictWriter(table, fieldnames=names, restval="")
-            writer.writeheader()
-            writer.writerows(self.rows)
-        write_text(self.folder / "metrics.csv", table.getvalue())
+        for run, table in zip(self.runs, self.tables, strict=True):
+            write_metrics(run / "metrics.csv", table)
+        checkpoints.save(self.folder / "checkpoint.safetensors", *self.state())
+
+    def split(self) -> None:
+        """Give each run of a stack its part as a checkpoint of its own, as if it had been trained alone."""
+        if self.stack is None:
+            return
+        tensors, metadata = self.state()
+        metadata["seconds"] = repr(self.seconds / self.stack.size)
+        for index, run in enumerate(self.runs):
+            checkpoints.save(run / "checkpoint.safetensors", self.stack.member(tensors, index), metadata)
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """Tensors and metadata of a checkpoint."""
         tensors = {f"model.{name}": value for name, value in self.algorithm.state_dict().items()}
         tensors |= {f"ema.{name}": value for name, value in self.ema.average.items()}
         for phase, optimiser in zip(self.phases, self.optimisers, strict=True):
             tensors |= checkpoints.optimiser_tensors(optimiser, f"optimiser.{phase.name}.")
-        tensors |= {f"sums.{name}": pair for name, pair in self.sums.items()}
-        tensors["generator"] = self.generator.get_state()
+        tensors |= {f"sums.{name}": pair if self.stack else pair[0] for name, pair in self.sums.items()}
+        states = torch.stack([generator.get_state() for generator in self.generators])
+        tensors["generator"] = states if self.stack else states[0]
         metadata = {"step": str(self.step), "ema_updates": str(self.ema.updates), "seconds": repr(self.seconds)}
-        checkpoints.save(self.folder / "checkpoint.safetensors", tensors, metadata)
+        return tensors, metadata
 
     def _resume(self) -> None:
         path = self.folder / "checkpoint.safetensors"
@@ -202,11 +247,26 @@ class Trainer:
         self.ema.load(checkpoints.strip(tensors, "ema."), int(metadata["ema_updates"]))
         for phase, optimiser in zip(self.phases, self.optimisers, strict=True):
             checkpoints.load_optimiser(optimiser, checkpoints.strip(tensors, f"optimiser.{phase.name}."))
-        self.generator.set_state(tensors["generator"])
+        size = len(self.generators)
+        for generator, state in zip(self.generators, tensors["generator"].reshape(size, -1), strict=True):
+            generator.set_state(state.clone())
         self.step = int(metadata["step"])
         self.seconds = float(metadata["seconds"])
-        self.sums = {name: pair.to(self.device) for name, pair in checkpoints.strip(tensors, "sums.").items()}
-        self.rows = [row for row in read_metrics(self.folder / "metrics.csv") if row["step"] <= self.step]
+        sums = checkpoints.strip(tensors, "sums.")
+        self.sums = {name: pair.to(self.device).reshape(size, 2) for name, pair in sums.items()}
+        for index, run in enumerate(self.runs):
+            self.tables[index] = [row for row in read_metrics(run / "metrics.csv") if row["step"] <= self.step]
+
+
+def write_metrics(path: Path, rows: Sequence[dict[str, float]]) -> None:
+    """Write a metrics file whole."""
+    table = io.StringIO()
+    if rows:
+        names = list(dict.fromkeys(name for row in rows for name in row))
+        writer = csv.DictWriter(table, fieldnames=names, restval="")
+        writer.writeheader()
+        writer.writerows(rows)
+    write_text(path, table.getvalue())
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:

@@ -276,7 +276,7 @@ class Diverging(Regression):
 @pytest.mark.parametrize("checkpoint_every", [40, 20, 4])
 def test_a_diverging_loss_is_an_error_that_keeps_a_good_checkpoint(checkpoint_every, tmp_path):
     config = replace(CONFIG, checkpoint_every=checkpoint_every)
-    with pytest.raises(UserError, match=r"training diverged before step (28|30): .*lower trainer.learning_rate"):
+    with pytest.raises(UserError, match=r"training of \S+ diverged before step (28|30): .*lower trainer.learning_rate"):
         Trainer(Diverging(), Points(), config, tmp_path).run()
     if checkpoint_every == 40:
         assert not list(tmp_path.iterdir())
@@ -343,7 +343,7 @@ def test_a_run_is_created_once_and_opened(tmp_path):
 )
 def test_another_configuration_is_refused(group, name, value, tmp_path):
     Run.create(tmp_path, RUN)
-    with pytest.raises(UserError, match=rf"holds another run \({group}.{name} was .*, is {value}\): choose run="):
+    with pytest.raises(UserError, match=rf"holds another run \({group}.{name} was .*, is {value}\): choose another"):
         Run.create(tmp_path, changed(group, name, value))
     assert Run.open(tmp_path).config == RUN
 
