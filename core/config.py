@@ -84,6 +84,11 @@ def grid(overrides: Sequence[str]) -> Iterator[list[str]]:
     return (list(combination) for combination in product(*choices))
 
 
+def swept(overrides: Sequence[str]) -> list[str]:
+    """Names of the options whose values are lists with commas."""
+    return [override.key_or_group for override in _parse(overrides) if override.is_sweep_override()]
+
+
 def from_dict(cls: type, values: dict[str, Any], where: str) -> Any:
     """Build a configuration dataclass from a saved dictionary, with the same checks as from the command line.
 

@@ -11,6 +11,7 @@ from core.algorithm import Acting, GuidanceConfig
 from core.config import register
 from core.data.storage import default_root
 from core.device import check_device
+from core.errors import nearest
 from core.samplers import SamplerConfig
 from core.training import TrainerConfig
 
@@ -65,15 +66,55 @@ class Train:
     method: str = ""
 
 
+#: What trains the jobs of a sweep: processes of this machine, or Hydra's launchers, which are extras.
+LAUNCHERS = ("local", "joblib", "submitit", "slurm")
+
+
 @dataclass
-class Evaluate(Acting):
-    """Roll out a trained run in its environment.
+class Sweep(Train):
+    """Train every combination of comma lists, such as algo=madiff,bc dataset=expert,mixed trainer.seed=0,1,2.
+
+    What is trained already is left as it is, and what was stopped goes on.
 
     Attributes:
-        run: the run's folder. episodes: how many. seed: of the first; the others follow it.
+        output: folder of the runs. method: what names them in tables; swept options are added to it.
+        cpus: CPU threads of a job. workers: jobs at a time; 0 takes as many as there are cores for.
+        minutes: that each training may take in all, 0 for no limit; one that reaches it keeps its checkpoint.
+        stack: seeds of a configuration that train as one job, stacked; 0 shares them out among the workers where the
+            network is small enough to gain by it (`core.stacking`).
+        launcher: "local" processes, "joblib", "submitit" (its local executor) or "slurm".
+        options: of the launcher, such as [hydra.launcher.partition=gpu].
+        seeds: of one job, set by the sweep.
+    """
+
+    output: str = "runs"
+    cpus: int = 1
+    workers: int = 0
+    minutes: float = 0.0
+    stack: int = 0
+    launcher: str = "local"
+    options: list[str] = field(default_factory=list)
+    seeds: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        _at_least(1, self, "cpus")
+        _at_least(0, self, "workers", "minutes", "stack")
+        if self.launcher not in LAUNCHERS:
+            raise ValueError(f"unknown launcher {self.launcher!r}: {nearest(self.launcher, LAUNCHERS)}")
+        if self.run is not None:
+            raise ValueError("run= is one run's folder: convoy sweep takes output=, the folder of all its runs")
+
+
+@dataclass
+class Evaluate(Acting):
+    """Roll out trained runs in their environments.
+
+    Attributes:
+        run: a run's folder, or one that holds runs. episodes: how many. seed: of the first; the others follow it.
         parallel: environments stepped at once, with one planning call for all of them.
         cost_limit: budget of the cost of an episode, averaged over agents, to hold the costs against.
-        device: "auto" takes CUDA where there is one. threads: CPU threads.
+        device: "auto" takes CUDA where there is one. threads: CPU threads of a process.
+        workers: processes that share the cells of a grid; 0 takes one for each core.
     """
 
     run: str = MISSING
@@ -83,11 +124,12 @@ class Evaluate(Acting):
     cost_limit: float | None = None
     device: str = "auto"
     threads: int = 1
+    workers: int = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _at_least(1, self, "episodes", "parallel", "threads")
-        _at_least(0, self, "seed")
+        _at_least(0, self, "seed", "workers")
         check_device(self.device)
         if self.cost_limit is not None and self.cost_limit < 0:
             raise ValueError(f"cost_limit must be at least 0, got {self.cost_limit}")
@@ -125,7 +167,7 @@ class Demo:
 
 def register_schemas() -> None:
     """Tell Hydra of every dataclass that the YAML files build on."""
-    for command in (Collect, Train, Evaluate, Demo):
+    for command in (Collect, Train, Sweep, Evaluate, Demo):
         register(f"schema_{command.__name__.lower()}", command)
     for name, algorithm in marl.ALGORITHMS.items():
         register(f"schema_{name}", algorithm.config_class, "algo")

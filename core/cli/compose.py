@@ -16,22 +16,30 @@ def configure(verb: str, arguments: Sequence[str]) -> Any | None:
     """The verb's command object; None where the arguments asked for help or for the configuration alone."""
     commands = configure_grid(verb, arguments)
     if len(commands) > 1:
-        raise UserError(f"convoy {verb} takes one value for each option; commas make a grid in convoy evaluate alone")
+        raise UserError(
+            f"convoy {verb} takes one value for each option; commas make a grid in convoy evaluate and convoy sweep"
+        )
     return commands[0] if commands else None
 
 
 def configure_grid(verb: str, arguments: Sequence[str]) -> list[Any]:
     """One command object for each combination of the arguments' comma lists, all checked before any runs."""
+    return [command for _, command in configure_each(verb, arguments)]
+
+
+def configure_each(verb: str, arguments: Sequence[str]) -> list[tuple[list[str], Any]]:
+    """`configure_grid` with each combination beside its command object."""
     register_schemas()
     flags = {argument for argument in arguments if argument in ("-h", "--help", "--cfg")}
     overrides = [argument for argument in arguments if argument not in flags]
-    composed = [compose_config(verb, combination) for combination in grid(overrides)]
+    combinations = list(grid(overrides))
+    composed = [compose_config(verb, combination) for combination in combinations]
     if flags:
         if flags != {"--cfg"}:
             console.print(_help(verb, composed[0]), markup=False, highlight=False)
         console.print(OmegaConf.to_yaml(composed[0]), markup=False, highlight=False)
         return []
-    return [to_object(config) for config in composed]
+    return [(options, to_object(config)) for options, config in zip(combinations, composed, strict=True)]
 
 
 def _help(verb: str, config: DictConfig) -> str:

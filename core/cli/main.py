@@ -15,23 +15,27 @@ Convoy: diffusion planners for teams, and for staying safe.
   convoy collect  task=mpe/spread quality=expert episodes=2000
   convoy data     list | info DATASET
   convoy train    algo=madiff task=mpe/spread dataset=expert [run=FOLDER]
-  convoy evaluate run=FOLDER [episodes=200 sampler=ddim sampler.steps=5,10 guidance.scale=0,1.2,2]
+  convoy sweep    algo=madiff,bc dataset=expert,mixed trainer.seed=0,1,2 [cpus=1 minutes=20]
+  convoy evaluate run=FOLDER,... [episodes=200 sampler=ddim,dpm sampler.steps=5,10 guidance.scale=0,1.2,2]
+  convoy results  FOLDER... [out=table.parquet]
   convoy report   FOLDER...
 
-Options are name=value; commas in `evaluate` make a grid. `convoy VERB --help` lists a verb's options,
+Options are name=value; commas in `sweep` and `evaluate` make a grid. `convoy VERB --help` lists a verb's options,
 `convoy VERB ... --cfg` prints the configuration it would run with.
 """
 
 
 def _verbs() -> dict[str, Callable[[list[str]], None]]:
-    from core.cli import collect, data, demo, evaluate, report, train
+    from core.cli import collect, data, demo, evaluate, report, results, sweep, train
 
     return {
         "demo": demo.command,
         "collect": collect.command,
         "data": data.command,
         "train": train.command,
+        "sweep": sweep.command,
         "evaluate": evaluate.command,
+        "results": results.command,
         "report": report.command,
     }
 

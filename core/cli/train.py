@@ -1,8 +1,10 @@
 """`convoy train`."""
 
+import math
+import re
 import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from core.errors import UserError
 from core.files import check_writable, locked
 from core.progress import console, progress_bars
 from core.runs import Run
+from core.stacking import Stack
 from core.training import Trainer
 
 Progress = Callable[[int, dict[str, float]], None]
@@ -27,7 +30,7 @@ def command(arguments: list[str]) -> None:
     config = configure("train", arguments)
     if config is None:
         return
-    config.method = config.method or _choice(arguments, "algo") or config.algo.name
+    config.method = config.method or choice(arguments, "algo") or config.algo.name
     folder = run_folder(config)
     with progress_bars() as bars, interruptible() as stop:
         task = bars.add_task(f"training {folder.name}", total=config.trainer.steps, note="reading data")
@@ -44,7 +47,7 @@ def command(arguments: list[str]) -> None:
     console.print(f"trained {run.folder}: evaluate it with  convoy evaluate run={run.folder}", highlight=False)
 
 
-def _choice(arguments: list[str], group: str) -> str:
+def choice(arguments: Sequence[str], group: str) -> str:
     """The preset that the arguments choose of a group, "" for its default."""
     chosen = [argument.split("=", 1)[1] for argument in arguments if argument.startswith(f"{group}=")]
     return chosen[-1] if chosen else ""
@@ -52,9 +55,14 @@ def _choice(arguments: list[str], group: str) -> str:
 
 def run_folder(config: Train) -> Path:
     """The run's folder: the given one, or a name of what is trained on what."""
-    dataset = config.dataset.removesuffix("-v0").replace("/", "-")
-    name = f"{config.task.name.replace('/', '-')}-{dataset}-{config.method}-s{config.trainer.seed}"
-    return Path(config.run).expanduser() if config.run else Path("runs") / name
+    return Path(config.run).expanduser() if config.run else Path("runs") / run_name(config)
+
+
+def run_name(config: Train) -> str:
+    """TASK-DATASET-METHOD-sSEED, in letters that every file system takes."""
+    dataset = config.dataset.removesuffix("-v0")
+    name = f"{config.task.name}-{dataset}-{config.method}-s{config.trainer.seed}"
+    return re.sub(r"[^A-Za-z0-9=._-]+", "-", name)
 
 
 @contextmanager
@@ -83,32 +91,70 @@ def train(
     progress: Progress = lambda step, metrics: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Run:
-    """Train a run in `folder`, or go on with the one that is there.
+    """Train a run in `folder`, or go on with the one that is there. Errors as of `train_seeds`.
 
     Raises:
-        UserError: the dataset does not exist or is another task's, the network cannot take the configuration, the
-            folder cannot be written, holds another run or is in use by another process, or the checkpoint is corrupt.
         KeyboardInterrupt: `stop` asked to; a checkpoint was written.
     """
-    torch.set_num_threads(config.trainer.threads)
-    device = device_of(config.trainer.device)
-    dataset = load_dataset(config)
-    spec = TeamSpec(
-        dataset.trajectories.agents, dataset.trajectories.observations.shape[-1], dataset.trajectories.actions.shape[-1]
-    )
-    config.algo = marl.ALGORITHMS[config.algo.name].completed(config.algo)
-    torch.manual_seed(config.trainer.seed)
-    algorithm = build(config.algo, spec).to(device)
-    check_writable(folder)
-    with locked(folder / ".training", "training"):
-        run = Run.create(folder, resolved(config, dataset, spec))
-        batches = algorithm.prepare(dataset.trajectories)
-        trainer = Trainer(algorithm, batches, config.trainer, folder)
+    if not train_seeds([config], [folder], folder, progress, stop):
+        raise KeyboardInterrupt
+    return Run.open(folder)
+
+
+def train_seeds(
+    configs: Sequence[Train],
+    folders: Sequence[Path],
+    state: Path,
+    progress: Progress = lambda step, metrics: None,
+    stop: Callable[[], bool] = lambda: False,
+    *,
+    seconds: float = math.inf,
+) -> bool:
+    """Train one configuration with S seeds, each in a folder of its own, or go on with what is there.
+
+    A single one trains as it is, several as a stack. Returns whether they are complete; a checkpoint is written either
+    way.
+
+    Args:
+        configs: equal but for their seeds. state: where the checkpoint of the whole stack is kept.
+        seconds: that the training may take in all, with those before it was stopped.
+
+    Raises:
+        UserError: the dataset does not exist or is another task's, the network cannot take the configuration, a folder
+            cannot be written, holds another run or is in use by another process, or the checkpoint is corrupt.
+    """
+    first = configs[0]
+    torch.set_num_threads(first.trainer.threads)
+    device = device_of(first.trainer.device)
+    dataset = load_dataset(first)
+    spec = spec_of(dataset)
+    completed = marl.ALGORITHMS[first.algo.name].completed(first.algo)
+    members = []
+    for config in configs:
+        config.algo = completed
+        torch.manual_seed(config.trainer.seed)
+        members.append(build(completed, spec).to(device))
+    with ExitStack() as locks:
+        for config, folder in zip(configs, folders, strict=True):
+            check_writable(folder)
+            locks.enter_context(locked(folder / ".training", "training"))
+            Run.create(folder, resolved(config, dataset, spec))
+        batches, *_ = [member.prepare(dataset.trajectories) for member in members]
+        stack = Stack(members) if len(members) > 1 else None
+        seeds = [config.trainer.seed for config in configs]
+        trainer = Trainer(members[0], batches, first.trainer, state, stack=stack, seeds=seeds, runs=folders)
         if trainer.rows:
             progress(trainer.step, trainer.rows[-1])
-        if not trainer.run(progress, stop):
-            raise KeyboardInterrupt
-    return run
+        complete = trainer.run(progress, lambda: stop() or trainer.seconds >= seconds)
+        if complete:
+            trainer.split()
+    return complete
+
+
+def spec_of(dataset: Dataset) -> TeamSpec:
+    """Sizes of the dataset's team."""
+    trajectories = dataset.trajectories
+    return TeamSpec(trajectories.agents, trajectories.observations.shape[-1], trajectories.actions.shape[-1])
 
 
 def build(config: object, spec: TeamSpec) -> Algorithm:
@@ -148,13 +194,20 @@ def load_dataset(config: Train) -> Dataset:
     return read_dataset(named, root)
 
 
-def resolved(config: Train, dataset: Dataset, spec: TeamSpec) -> dict[str, object]:
-    """Everything that decides what is learned, as plain data."""
+def chosen(config: Train) -> dict[str, object]:
+    """What a training's options decide, without its data, as plain data."""
     return {
         "method": config.method,
         "task": asdict(config.task),
         "algo": asdict(config.algo),
         "trainer": asdict(config.trainer),
+    }
+
+
+def resolved(config: Train, dataset: Dataset, spec: TeamSpec) -> dict[str, object]:
+    """Everything that decides what is learned, as plain data."""
+    return {
+        **chosen(config),
         "dataset": {
             "id": dataset.id,
             "quality": dataset.provenance.quality,
