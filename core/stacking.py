@@ -5,6 +5,7 @@ all seeds. Every seed keeps its own data order and noise, so it learns what it w
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -34,33 +35,32 @@ class Stack:
         tensors = dict(self.algorithm.named_parameters()) | dict(self.algorithm.named_buffers())
         for name in states[0]:
             tensors[name].data = torch.stack([state[name] for state in states])
-        self._names = list(states[0])
+        self._state = {f"algorithm.{name}": tensors[name] for name in states[0]}
         self._call = _Call(self.algorithm)
         self._drawn: dict[str, list[_Draw]] = {}
-        self._generator = torch.Generator(states[0][self._names[0]].device)  # what losses are given
+        self._generator = torch.Generator(next(iter(self._state.values())).device)  # what losses are given
 
     def losses(
         self, phase: Phase, batches: Batches, index: Tensor, generators: Sequence[torch.Generator]
     ) -> dict[str, Tensor]:
         """Named losses [S] of a phase, on items [S, B], with each seed's randomness from its own generator."""
-        tensors = dict(self.algorithm.named_parameters()) | dict(self.algorithm.named_buffers())
-        state = {f"algorithm.{name}": tensors[name] for name in self._names}
         if phase.name not in self._drawn:
-            self._drawn[phase.name] = self._record(phase, batches, index[0], state)
+            self._drawn[phase.name] = self._record(phase, batches, index[0])
         drawn = [
             torch.stack([draw(*args, **options, generator=one) for one in generators])
             for draw, args, options in self._drawn[phase.name]
         ]
 
         def loss(state: dict[str, Tensor], index: Tensor, drawn: list[Tensor]) -> dict[str, Tensor]:
-            with _Replay(self._generator, self._drawn[phase.name], drawn):
+            replay = _Replay(self._generator, self._drawn[phase.name], drawn) if drawn else nullcontext()
+            with replay:
                 return functional_call(self._call, state, (phase, batches, index, self._generator))
 
-        return torch.vmap(loss, randomness="error")(state, index, drawn)
+        return torch.vmap(loss, randomness="error")(self._state, index, drawn)
 
-    def _record(self, phase: Phase, batches: Batches, index: Tensor, state: dict[str, Tensor]) -> list[_Draw]:
+    def _record(self, phase: Phase, batches: Batches, index: Tensor) -> list[_Draw]:
         """What a loss draws, found out by calling it once for the first seed."""
-        first = {name: tensor[0] for name, tensor in state.items()}
+        first = {name: tensor[0] for name, tensor in self._state.items()}
         with torch.no_grad(), _Record(self._generator) as record:
             functional_call(self._call, first, (phase, batches, index, self._generator))
         return record.draws

@@ -12,6 +12,7 @@ from core.config import register
 from core.data.storage import default_root
 from core.device import check_device
 from core.errors import nearest
+from core.loggers import LOGGERS
 from core.samplers import SamplerConfig
 from core.training import TrainerConfig
 
@@ -55,6 +56,7 @@ class Train:
         dataset: a quality of the task, or a full Minari id. data: folder of datasets, Minari's own unless given.
         run: the run's folder, runs/TASK-DATASET-METHOD-sSEED unless given.
         method: the name in tables, the chosen preset of `algo` unless given.
+        loggers: that get the metrics as well: tensorboard, wandb (offline), mlflow; see `core.loggers`.
     """
 
     task: marl.TaskConfig = field(default_factory=marl.TaskConfig)
@@ -64,6 +66,12 @@ class Train:
     data: str | None = None
     run: str | None = None
     method: str = ""
+    loggers: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        for name in self.loggers:
+            if name not in LOGGERS:
+                raise ValueError(f"unknown logger {name!r}: {nearest(name, LOGGERS)}")
 
 
 #: What trains the jobs of a sweep: processes of this machine, or Hydra's launchers, which are extras.
@@ -97,6 +105,7 @@ class Sweep(Train):
     seeds: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _at_least(1, self, "cpus")
         _at_least(0, self, "workers", "minutes", "stack")
         if self.launcher not in LAUNCHERS:

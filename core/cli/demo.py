@@ -10,7 +10,7 @@ from core.cli.compose import configure
 from core.cli.evaluate import distinct, evaluate
 from core.cli.pool import Job, Report, run_jobs
 from core.cli.report import report_page
-from core.cli.show import table
+from core.cli.show import print_protocol, table
 from core.cli.train import interruptible, train
 from core.config import compose_config, to_object
 from core.data import read_provenance
@@ -39,6 +39,7 @@ def command(arguments: list[str]) -> None:
     write_text(output / "summary.json", json.dumps([row.as_json() for row in rows], indent=2) + "\n")
     console.print(table(rows))
     runs = [Run.open(Path(config.run or "")) for config in trainings]
+    print_protocol([(run, run.rows()) for run in runs])
     report_page(output / "report.html", runs, rows, title="Convoy: the demo", reproduce=["make demo"])
     console.print(f"wrote {output / 'summary.json'} and {output / 'report.html'}", highlight=False)
 

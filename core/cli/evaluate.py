@@ -15,7 +15,7 @@ from core.checkpoints import read_metadata
 from core.cli.commands import Evaluate
 from core.cli.compose import configure_grid
 from core.cli.pool import Job, Report, run_jobs, workers_of
-from core.cli.show import table
+from core.cli.show import print_protocol, table
 from core.config import from_dict
 from core.errors import UserError, nearest
 from core.evaluations import Cell, Row
@@ -39,10 +39,11 @@ def command(arguments: list[str]) -> None:
             asked.setdefault(run.folder.resolve(), (run, []))[1].append(cell)
     runs = [run for run, _ in asked.values()]
     grid = [(run, distinct(run, commands)) for run, commands in asked.values()]
-    rows = [row for found in evaluate_all(grid, workers=cells[0].workers) for row in found]
-    console.print(table(rows))
+    evaluated = evaluate_all(grid, workers=cells[0].workers)
+    console.print(table([row for rows in evaluated for row in rows]))
     for line in dict.fromkeys(_references(task_of(run)) for run in runs):
         console.print(line, highlight=False)
+    print_protocol(list(zip(runs, evaluated, strict=True)))
 
 
 def _references(task: marl.TaskConfig) -> str:

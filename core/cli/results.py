@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from core.cli.show import table
+from core.cli.show import print_protocol, table
 from core.errors import UserError
 from core.frames import find_runs, results, save_frame
 from core.progress import console
@@ -23,4 +23,11 @@ def command(arguments: list[str]) -> None:
         save_frame(results(*folders), Path(out).expanduser())
         console.print(f"wrote {out}", highlight=False)
     if not outs:
-        console.print(table([row for run in runs for row in run.rows()]))
+        evaluated = [(run, run.rows()) for run in runs]
+        rows = [row for _, rows in evaluated for row in rows]
+        if not rows:
+            raise UserError(
+                f"the runs in {', '.join(folders)} have no evaluations yet: convoy evaluate run={folders[0]}"
+            )
+        console.print(table(rows))
+        print_protocol(evaluated)

@@ -18,6 +18,7 @@ from core.data import Dataset, read_dataset, read_provenance
 from core.device import device_of
 from core.errors import UserError
 from core.files import check_writable, locked
+from core.loggers import open_loggers
 from core.progress import console, progress_bars
 from core.runs import Run
 from core.stacking import Stack
@@ -135,17 +136,28 @@ def train_seeds(
         torch.manual_seed(config.trainer.seed)
         members.append(build(completed, spec).to(device))
     with ExitStack() as locks:
+        runs = []
         for config, folder in zip(configs, folders, strict=True):
             check_writable(folder)
             locks.enter_context(locked(folder / ".training", "training"))
-            Run.create(folder, resolved(config, dataset, spec))
+            runs.append(Run.create(folder, resolved(config, dataset, spec)))
         batches, *_ = [member.prepare(dataset.trajectories) for member in members]
         stack = Stack(members) if len(members) > 1 else None
         seeds = [config.trainer.seed for config in configs]
         trainer = Trainer(members[0], batches, first.trainer, state, stack=stack, seeds=seeds, runs=folders)
         if trainer.rows:
             progress(trainer.step, trainer.rows[-1])
-        complete = trainer.run(progress, lambda: stop() or trainer.seconds >= seconds)
+        loggers = [open_loggers(first.loggers, run.folder, run.config, trainer.step) for run in runs]
+        for logger in (logger for each in loggers for logger in each):
+            locks.callback(logger.close)
+
+        def log(step: int, metrics: dict[str, float]) -> None:
+            for each, table in zip(loggers, trainer.tables, strict=True):
+                for logger in each:
+                    logger.log(step, {name: value for name, value in table[-1].items() if name != "step"})
+            progress(step, metrics)
+
+        complete = trainer.run(log, lambda: stop() or trainer.seconds >= seconds)
         if complete:
             trainer.split()
     return complete

@@ -78,7 +78,8 @@ def _data(one: Facts) -> str | None:
 
 
 def _count(value: float | None, unit: str) -> str | None:
-    return None if value is None else f"{value:,} {unit}"
+    """ "1 seed", "5 seeds"; None where there is no number."""
+    return None if value is None else f"{value:,} {unit.removesuffix('s') if value == 1 else unit}"
 
 
 def _found(facts: Sequence[Facts], say: Callable[[Facts], str | None]) -> str:
@@ -88,7 +89,12 @@ def _found(facts: Sequence[Facts], say: Callable[[Facts], str | None]) -> str:
         groups.setdefault(say(one) or "not stated", []).append(one.method)
     if len(groups) == 1:
         return next(iter(groups))
-    return "; ".join(f"{value} ({', '.join(methods)})" for value, methods in groups.items())
+    return "; ".join(f"{value} ({_listed(methods)})" for value, methods in groups.items())
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Names with commas between them, in quotes where one has a comma of its own."""
+    return ", ".join(repr(name) if "," in name else name for name in names)
 
 
 def _same(name: str, facts: Sequence[Facts], say: Callable[[Facts], str | None], wanted: str) -> Check:
@@ -103,7 +109,7 @@ def _least(name: str, facts: Sequence[Facts], number: Callable[[Facts], int | No
 
 def _cloning(facts: Sequence[Facts]) -> Check:
     clones = [one.method for one in facts if one.cloning]
-    found = ", ".join(clones) if clones else "none stated"
+    found = _listed(clones) if clones else "none stated"
     return Check("cloning", bool(clones), found, "behavioural cloning among the baselines")
 
 

@@ -17,7 +17,7 @@ from core.data import read_dataset
 from core.rollout import rollout
 from core.runs import Run
 from core.statistics import mean_interval
-from core.training import Trainer
+from core.training import Trainer, read_metrics
 from marl import MADiff, TaskConfig
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -357,6 +357,18 @@ BAD = [
     ("evaluate run=madiff", "config.yaml", odd_configuration),
     ("evaluate run=madiff episodes=2", "config.yaml", without_quality),
     ("evaluate run=madiff episodes=2", "cannot be read", broken_table),
+    ("evaluate run=madiff workers=-1", "workers", None),
+    (f"{NEW} loggers=[tensorbord]", "did you mean 'tensorboard'", None),
+    ("results nowhere", "nowhere holds no runs", None),
+    ("results madiff", "no evaluations yet", None),
+    ("results madiff out=table.xlsx", "name it .parquet or .csv", None),
+    ("results madiff --all", "'--all' is no folder", None),
+    ("sweep algo=bc,bd data=data", "did you mean 'bc'", None),
+    ("sweep run=here data=data", "convoy sweep takes output=", None),
+    ("sweep algo=bc launcher=slrum data=data", "did you mean 'slurm'", None),
+    ("sweep algo=bc minutes=-1 data=data", "minutes must be at least 0", None),
+    ("sweep algo=bc dataset=exprt data=data", f"did you mean '{ID}'", None),
+    ("train algo=bc trainer.seed=0,1 data=data", "convoy sweep", None),
 ]
 
 
@@ -420,3 +432,49 @@ def test_the_installed_command_works_from_anywhere(place):
     assert (done.returncode, done.stderr) == (0, "")
     assert len(table_of(place / "bc")) == 1
     assert not list(elsewhere.iterdir())
+
+
+def test_a_training_tells_its_loggers_what_its_table_holds(place, capsys):
+    """TensorBoard is fed beside the table, the weights are those of the same training without it."""
+    pytest.importorskip("tensorboard", reason="needs the extra 'loggers'")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    assert main(["train", *MADIFF, "run=logged", "method=madiff", "loggers=[tensorboard]"]) == 0
+    tensors, expected = (checkpoints.load(place / run / "checkpoint.safetensors")[0] for run in ("logged", "madiff"))
+    assert all(torch.equal(tensors[name], expected[name]) for name in expected)
+    events = EventAccumulator(str(place / "logged" / "tensorboard")).Reload()
+    rows = read_metrics(place / "logged" / "metrics.csv")
+    assert {"loss", "diffusion", "inverse"} <= rows[0].keys()
+    for name in ("loss", "diffusion", "inverse"):
+        logged = [(event.step, event.value) for event in events.Scalars(name)]
+        assert logged == [(row["step"], pytest.approx(row[name], rel=1e-6)) for row in rows]
+
+
+def test_a_table_names_what_of_the_protocol_it_meets(place, capsys):
+    assert main(["evaluate", "run=madiff,bc", "episodes=40"]) == 0
+    printed = capsys.readouterr().out
+    for line in (
+        "met: cloning: bc",
+        "not met: equal tuning: not stated (wanted",
+        "met: training budget: 8 steps",
+        "met: episodes: 40 episodes",
+        "not met: seeds: 1 seed (wanted: 10 or more seeds)",
+    ):
+        assert f"  {line}" in printed
+    assert main(["results", "."]) == 0
+    assert "  met: episodes: 40 episodes" in capsys.readouterr().out
+    assert main(["results", "bc_returns"]) == 2
+    assert "no evaluations yet: convoy evaluate run=bc_returns" in capsys.readouterr().err
+
+
+def test_results_go_out_as_a_file(place, capsys):
+    import pandas as pd
+
+    assert main(["evaluate", "run=.", "episodes=2", "guidance.scale=0,1"]) == 0
+    assert main(["results", "madiff", "bc", "out=table.csv", "out=table.parquet"]) == 0
+    for frame in (pd.read_csv(place / "table.csv"), pd.read_parquet(place / "table.parquet")):
+        assert frame["method"].tolist() == ["madiff", "madiff", "bc"]
+        assert frame["guidance_scale"].tolist()[:2] == [0, 1]
+        assert frame["return_mean"].tolist() == [
+            row["return_mean"] for run in ("madiff", "bc") for row in table_of(place / run)
+        ]
