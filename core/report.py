@@ -10,6 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from core.evaluations import Row
 from core.figures import Figure
 from core.files import write_text
+from core.statistics import Check
 
 _NONE = "–"  # noqa: RUF001
 
@@ -52,6 +53,7 @@ def write_report(
     title: str,
     subtitle: str,
     rows: list[Row],
+    checks: Sequence[Check],
     figures: list[Figure],
     reproduce: list[str],
     versions: dict[str, str],
@@ -61,7 +63,7 @@ def write_report(
     Args:
         path: of the HTML file, replaced as a whole.
         rows: the table, grouped by dataset; datasets and rows keep the order in which they come.
-        figures: shown below the table.
+        checks: points of the protocol, shown under the table as met or not. figures: shown below it.
         reproduce: command lines that lead to these results, in order.
         versions: what the results may depend on; empty entries are left out.
     """
@@ -79,6 +81,7 @@ def write_report(
         subtitle=subtitle,
         columns=_COLUMNS,
         groups=[(dataset, _lines([row for row in rows if row.dataset == dataset])) for dataset in datasets],
+        checks=checks,
         figures=figures,
         reproduce=reproduce,
         versions={name: value for name, value in versions.items() if value},

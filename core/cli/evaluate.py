@@ -24,6 +24,7 @@ from core.frames import find_runs
 from core.progress import bar, console
 from core.rollout import Rollout, rollout
 from core.runs import Run
+from core.samplers.config import number
 from core.statistics import mean_interval
 
 Progress = Callable[[int], None]
@@ -99,7 +100,7 @@ def cells_of(run: Run, commands: Sequence[Evaluate]) -> list[Cell]:
 
 def describe(command: Evaluate) -> str:
     """The sampler's part of a table."""
-    return f"{command.sampler}" + (f", temperature {command.temperature:g}" if command.temperature != 1 else "")
+    return f"{command.sampler}" + (f", temperature {number(command.temperature)}" if command.temperature != 1 else "")
 
 
 def distinct(run: Run, commands: Sequence[Evaluate]) -> list[Evaluate]:

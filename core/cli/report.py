@@ -8,6 +8,7 @@ import torch
 import marl
 from core.algorithm import Acting, GuidanceConfig
 from core.cli.evaluate import algorithm_of, task_of
+from core.cli.show import facts_of
 from core.errors import UserError
 from core.evaluations import Row
 from core.figures import Figure, learning_curves, return_against_scale
@@ -15,6 +16,7 @@ from core.progress import bar, console
 from core.report import write_report
 from core.rollout import rollout
 from core.runs import Run, versions
+from core.statistics import protocol
 from core.training import read_metrics
 from marl.figures import plan_figure, rollout_animation
 
@@ -66,6 +68,7 @@ def report_page(output: Path, runs: Sequence[Run], rows: list[Row], *, title: st
         title=title,
         subtitle=f"{len(runs)} trained runs, {len(rows)} evaluations",
         rows=rows,
+        checks=protocol(facts_of([(run, run.rows()) for run in runs])),
         figures=figures,
         reproduce=reproduce,
         versions=versions(),

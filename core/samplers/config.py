@@ -62,7 +62,15 @@ class SamplerConfig:
         extras = self._given()
         words = [str(extras.pop("spacing"))] if "spacing" in extras else []
         words += [
-            f"{name} {value:g}" if not isinstance(value, bool) else name for name, value in extras.items() if value
+            f"{name} {number(value)}" if not isinstance(value, bool) else name
+            for name, value in extras.items()
+            if value
         ]
-        words += [f"stop {self.stop:g}"] if self.stop else []
+        words += [f"stop {number(self.stop)}"] if self.stop else []
         return ", ".join([f"{self.name}-{self.steps}", *words])
+
+
+def number(value: Any) -> str:
+    """A number as short as can be with all its digits: a label tells settings apart."""
+    short = f"{value:g}"
+    return short if float(short) == value else repr(value)

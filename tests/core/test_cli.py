@@ -434,6 +434,7 @@ def test_the_installed_command_works_from_anywhere(place):
     assert not list(elsewhere.iterdir())
 
 
+@pytest.mark.extra
 def test_a_training_tells_its_loggers_what_its_table_holds(place, capsys):
     """TensorBoard is fed beside the table, the weights are those of the same training without it."""
     pytest.importorskip("tensorboard", reason="needs the extra 'loggers'")

@@ -19,6 +19,8 @@ from core.cli.train import train
 from core.config import compose_config, to_object
 from core.errors import UserError
 
+pytestmark = pytest.mark.extra
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 

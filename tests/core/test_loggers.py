@@ -14,7 +14,10 @@ import pytest
 from core.errors import UserError
 from core.loggers import LOGGERS, open_loggers
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:mlflow.*")  # it calls SQLAlchemy in an old way
+pytestmark = [
+    pytest.mark.extra,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:mlflow.*"),  # it calls SQLAlchemy in an old way
+]
 
 CONFIG = {
     "method": "madiff",

@@ -13,6 +13,7 @@ import pytest
 from core.evaluations import Row
 from core.figures import Figure, learning_curves, return_against_scale, shorten
 from core.report import write_report
+from core.statistics import Check
 
 GUIDED = Row(
     dataset="mixed",
@@ -51,7 +52,7 @@ CURVES = {
 
 
 def page_of(path: Path, rows: list[Row], **others: object) -> str:
-    given = {"title": "T", "subtitle": "S", "figures": [], "reproduce": [], "versions": {}} | others
+    given = {"title": "T", "subtitle": "S", "checks": [], "figures": [], "reproduce": [], "versions": {}} | others
     write_report(path, rows=rows, **given)  # type: ignore[arg-type]
     return path.read_text(encoding="utf-8")
 
@@ -108,9 +109,16 @@ def test_html_in_names_is_escaped(tmp_path):
     figure = Figure(bad, bad, "image/svg+xml", b"<svg/>", bad + '"')
     row = replace(GUIDED, dataset=bad, method=bad, sampler=bad)
     given = {"title": bad, "subtitle": bad, "figures": [figure], "reproduce": [bad], "versions": {bad: bad}}
-    page = page_of(tmp_path / "r.html", [row], **given)
+    page = page_of(tmp_path / "r.html", [row], checks=[Check(bad, False, bad, bad)], **given)
     assert "<script" not in page
-    assert page.count("&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt;") == 12
+    assert page.count("&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt;") == 15
+
+
+def test_the_protocol_stands_under_the_table(tmp_path):
+    checks = [Check("seeds", False, "1 seed", "10 or more seeds"), Check("episodes", True, "32 episodes", "32 or more")]
+    page = re.sub(r"<.*?>", "", page_of(tmp_path / "r.html", ROWS, checks=checks))
+    assert "✗ not met: seeds, 1 seed (wanted: 10 or more seeds)" in page
+    assert "✓ met: episodes, 32 episodes\n" in page
 
 
 def test_the_page_is_whole_and_needs_nothing_beside_itself(tmp_path):
