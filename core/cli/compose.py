@@ -7,7 +7,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from core.cli.commands import register_schemas
-from core.config import compose_config, grid, presets, to_object
+from core.config import compose_all, grid, presets, to_object
 from core.errors import UserError
 from core.progress import console
 
@@ -33,7 +33,7 @@ def configure_each(verb: str, arguments: Sequence[str]) -> list[tuple[list[str],
     flags = {argument for argument in arguments if argument in ("-h", "--help", "--cfg")}
     overrides = [argument for argument in arguments if argument not in flags]
     combinations = list(grid(overrides))
-    composed = [compose_config(verb, combination) for combination in combinations]
+    composed = compose_all(verb, combinations)
     if flags:
         if flags != {"--cfg"}:
             console.print(_help(verb, composed[0]), markup=False, highlight=False)

@@ -35,8 +35,9 @@ def command(arguments: list[str]) -> None:
     if not cells:
         return
     asked: dict[Path, tuple[Run, list[Evaluate]]] = {}
+    runs_of = {name: find_runs([name]) for name in dict.fromkeys(cell.run for cell in cells)}
     for cell in cells:
-        for run in find_runs([cell.run]):
+        for run in runs_of[cell.run]:
             asked.setdefault(run.folder.resolve(), (run, []))[1].append(cell)
     runs = [run for run, _ in asked.values()]
     grid = [(run, distinct(run, commands)) for run, commands in asked.values()]

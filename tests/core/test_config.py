@@ -10,7 +10,7 @@ from core.algorithm import TeamSpec
 from core.cli.commands import register_schemas
 from core.cli.compose import configure, configure_grid
 from core.cli.train import build
-from core.config import compose_config, differences, from_dict, grid
+from core.config import compose_all, compose_config, differences, from_dict, grid, to_object
 from core.data import Provenance
 from core.errors import UserError
 from core.samplers import SamplerConfig
@@ -228,3 +228,28 @@ def test_registering_twice_and_composing_after_a_mistake():
         configure("train", ["algo=madif"])
     assert configure("collect", []).episodes == 2000
     assert Provenance().behaviour == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("evaluate", ["run=x", "sampler=ddim,dpm", "sampler.steps=1,2", "guidance.scale=0,1.5", "temperature=0.5"]),
+        ("sweep", ["algo=bc,madiff_published", "trainer.steps=3,4", "options=[a,b]", "task.max_cycles=4"]),
+        ("train", ["algo=madiff", "algo.multipliers=[1,4]", "algo.inverse.hidden=3", "data='x y'"]),
+    ],
+)
+def test_a_grid_is_composed_as_its_combinations_are(name, arguments):
+    combinations = list(grid(arguments))
+    together = compose_all(name, combinations)
+    alone = [compose_config(name, combination) for combination in combinations]
+    assert [OmegaConf.to_yaml(config) for config in together] == [OmegaConf.to_yaml(config) for config in alone]
+    assert [to_object(config) for config in together] == [to_object(config) for config in alone]
+
+
+@pytest.mark.parametrize("override", ["sampler.stpes=3", "sampler.steps=three", "sampler=dddim", "nothing=1"])
+def test_a_grid_has_the_errors_of_its_combinations(override):
+    with pytest.raises(UserError) as alone:
+        compose_config("evaluate", ["run=x", override])
+    with pytest.raises(UserError) as together:
+        compose_all("evaluate", [["run=x"], ["run=x", override]])
+    assert str(together.value) == str(alone.value)
