@@ -1,4 +1,4 @@
-"""The Python in the README and in docs/engine.md runs as it stands."""
+"""The Python in the README and in docs/ runs as it stands."""
 
 import re
 from pathlib import Path
@@ -7,6 +7,7 @@ from core.cli import main
 
 README = Path(__file__).parents[1] / "README.md"
 ENGINE = Path(__file__).parents[1] / "docs" / "engine.md"
+EXPERIMENTS = Path(__file__).parents[1] / "docs" / "experiments.md"
 
 
 def test_readme_code_runs(tmp_path, monkeypatch):
@@ -43,3 +44,19 @@ def test_engine_code_runs():
     assert (names["best"][:, 1] <= names["above"].reshape(500, 4, 2)[:, :, 1].amin(dim=1)).all()
     exec(fast, names)
     assert callable(names["fast"])
+
+
+def test_experiments_code_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["collect", "quality=mixed", "episodes=6", "data=data"]) == 0
+    tiny = ["data=data", "trainer.steps=2", "trainer.batch_size=8", "output=runs"]
+    assert main(["sweep", "algo=bc_returns", "dataset=mixed", "trainer.seed=0,1", *tiny, "stack=2"]) == 0
+    assert main(["train", "dataset=mixed", "algo.width=16", *tiny[:3], "run=runs/planner"]) == 0
+    assert main(["evaluate", "run=runs", "episodes=2", "guidance.scale=0,1"]) == 0
+    (code,) = re.findall(r"```python\n(.*?)```", EXPERIMENTS.read_text(), re.DOTALL)
+    names: dict = {}
+    exec(code, names)
+    frame, guided = names["frame"], names["guided"]
+    assert sorted(frame["algo.name"]) == ["cloning", "cloning", "madiff", "madiff"]
+    assert set(frame["trainer.steps"]) == {2}
+    assert guided["guidance_scale"].tolist() == [1]

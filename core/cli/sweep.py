@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from omegaconf import DictConfig
+from torch import nn
 
 import marl
 from core.cli.commands import Sweep
@@ -21,9 +22,9 @@ from core.config import swept, to_object
 from core.device import device_of
 from core.progress import console
 
-#: Parameters times items of a step, up to which a stack on a CPU is faster than its seeds one by one
-#: (benchmarks/stacking.py).
-SMALL = 4_000_000
+#: Stacks are faster on a CPU than their seeds one by one from this many seeds on, and up to this much work for each of
+#: the network's tensors: parameters times items of a step, over tensors (benchmarks/stacking.py).
+SEEDS, WORK = 3, 64_000
 
 #: What names a run anyway.
 _NAMED = ("algo", "task", "dataset", "trainer.seed")
@@ -83,8 +84,14 @@ def stack_size(config: Sweep, seeds: int) -> int:
     if device_of(config.trainer.device).type == "cuda":
         return share
     network = build(config.algo, spec_of(load_dataset(config)))
-    size = sum(parameter.numel() for parameter in network.parameters())
-    return share if size * config.trainer.batch_size <= SMALL else 1
+    gains = share >= SEEDS and work_of(network) * config.trainer.batch_size <= WORK
+    return share if gains else 1
+
+
+def work_of(network: nn.Module) -> float:
+    """Parameters for each tensor of them: the work of an item beside the starting of an operation."""
+    sizes = [parameter.numel() for parameter in network.parameters()]
+    return sum(sizes) / len(sizes)
 
 
 def workers_of(config: Sweep) -> int:
