@@ -19,7 +19,7 @@ import torch
 
 import marl
 from core.algorithm import Algorithm, TeamSpec
-from core.cli.sweep import SMALL
+from core.cli.sweep import SEEDS, WORK, work_of
 from core.data import Trajectories
 from core.files import write_text
 from core.rollout import rollout
@@ -70,24 +70,25 @@ def measure(case: Case, data: Trajectories, rounds: int) -> dict[str, object]:
         members = [made(case, seed) for seed in range(case.seeds)]
         batches, *_ = [member.prepare(data) for member in members]
         stack = Stack(members)
-        runs = [Path(folder) / f"stacked-{seed}" for seed in range(case.seeds)]
         seeds = range(case.seeds)
-        together = Trainer(members[0], batches, config, Path(folder) / "s", stack=stack, seeds=seeds, runs=runs)
+        runs = [Path(folder) / f"stacked-{seed}" for seed in seeds]
+        together = Trainer(members[0], batches, config, *runs, stack=stack, seeds=seeds)
         for trainer in (*singles, together):
             seconds(trainer, 2)
         alone, stacked = [], []
         for _ in range(rounds):
             alone.append(sum(seconds(trainer, case.steps) for trainer in singles))
             stacked.append(seconds(together, case.steps))
-    parameters = sum(parameter.numel() for parameter in made(case, 0).parameters())
+    network = made(case, 0)
+    work = work_of(network) * case.batch
     ratio = statistics.median(a / b for a, b in zip(alone, stacked, strict=True))
     return {
         "network": case.name,
         "batch": case.batch,
         "seeds": case.seeds,
-        "parameters": parameters,
-        "parameters x batch": parameters * case.batch,
-        "stacked by itself": parameters * case.batch <= SMALL,
+        "parameters": sum(parameter.numel() for parameter in network.parameters()),
+        "work of a tensor": round(work),
+        "stacked by itself": case.seeds >= SEEDS and work <= WORK,
         "alone / stacked": round(ratio, 2),
     }
 

@@ -11,9 +11,10 @@ makes only what is missing after a row, a column or a seed was added.
 import sys
 from pathlib import Path
 
+from core.cli.main import guarded
 from core.cli.tables import make
 from core.errors import UserError, nearest
-from core.progress import console, errors
+from core.progress import console
 from core.runs import versions
 from core.tables import read_spec, render, write
 
@@ -22,24 +23,23 @@ _OPTIONS = {"work": "runs/tables", "docs": str(_HERE.parent / "docs" / "tables")
 
 
 def main(arguments: list[str]) -> int:
-    """Make the tables that are named; 2 for a mistake in what was given."""
-    try:
+    """Make the tables that are named; exit codes as of `convoy`."""
+
+    def tables() -> None:
         names = [argument for argument in arguments if "=" not in argument]
         given = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
         for name in given:
             if name not in _OPTIONS:
                 raise UserError(f"unknown option {name!r}: {nearest(name, _OPTIONS)}")
         options = {**_OPTIONS, **given}
-        if not options["workers"].isdigit():
+        if not options["workers"].isdecimal():
             raise UserError(f"workers is {options['workers']!r}: give a number, 0 for as many as there are cores for")
         if not names:
             console.print("Tables: " + ", ".join(_known()), highlight=False)
         for name in names:
             _make(name, options)
-    except UserError as error:
-        errors.print(f"tables: {error}", markup=False, highlight=False)
-        return 2
-    return 0
+
+    return guarded("tables", tables)
 
 
 def _known() -> list[str]:
@@ -53,7 +53,8 @@ def _make(name: str, options: dict[str, str]) -> None:
     spec = read_spec(path)
     table = make(spec, Path(options["work"]).expanduser() / spec.name, workers=int(options["workers"]))
     console.print(render.markdown(table), markup=False, highlight=False)
-    for written in write(table, Path(options["docs"]).expanduser(), versions=versions()):
+    made_by = {name: value for name, value in versions().items() if name != "started"}  # the same table, the same bytes
+    for written in write(table, Path(options["docs"]).expanduser(), versions=made_by):
         console.print(f"wrote {written}", highlight=False)
 
 

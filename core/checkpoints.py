@@ -1,6 +1,10 @@
 """Checkpoints: safetensors files with a digest, written whole or not at all. Nothing is unpickled."""
 
 import hashlib
+import os
+import shutil
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +35,65 @@ def save(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> No
     Raises:
         UserError: the disk is full or the folder read-only; what `path` held before is still there.
     """
-    on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    save_all([path], [(tensors, metadata)])
+
+
+def save_all(paths: Sequence[Path], states: Sequence[tuple[dict[str, Tensor], dict[str, str]]]) -> None:
+    """Write several checkpoints, each as `save`, so that `settle` finds all old ones or all new ones after a kill.
+
+    Raises:
+        UserError: the disk is full or a folder read-only; all files are what they were.
+    """
     try:
-        with replacing(path) as temporary:
-            save_file(on_cpu, temporary, metadata={**metadata, _DIGEST: _digest(on_cpu, metadata)})
+        with ExitStack() as files:
+            for path, (tensors, metadata) in zip(paths, states, strict=True):
+                on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+                temporary = files.enter_context(replacing(path))
+                save_file(on_cpu, temporary, metadata={**metadata, _DIGEST: _digest(on_cpu, metadata)})
+            if len(paths) > 1:
+                for path in paths:
+                    _keep(path)
+        if len(paths) > 1:
+            for path in paths:
+                _previous(path).unlink()
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot write checkpoint {path}: {reason(error)}; the previous one is kept") from error
+
+
+def _previous(path: Path) -> Path:
+    """What a checkpoint held before the others of its stack were written; empty if there was none."""
+    return path.with_name(f".{path.stem}.before")
+
+
+def _keep(path: Path) -> None:
+    previous = _previous(path)
+    previous.unlink(missing_ok=True)
+    if path.exists():
+        try:
+            os.link(path, previous)
+        except OSError:  # a file system without links
+            shutil.copyfile(path, previous)
+    else:
+        previous.touch()
+
+
+def settle(paths: Sequence[Path]) -> None:
+    """Mend a `save_all` that was killed between two of its files, so that all are of one step again.
+
+    What was before is kept for all files, then all are replaced, then what was before is removed: if all of them still
+    have it, some may be new and some old, and all go back; otherwise none was replaced, or all were.
+    """
+    there = [path for path in paths if _previous(path).exists()]
+    for path in there:
+        previous = _previous(path)
+        if len(there) < len(paths):
+            previous.unlink()
+        elif previous.stat().st_size:
+            previous.replace(path)
+            previous.unlink(missing_ok=True)  # still there where it is the same file
+        else:
+            path.unlink(missing_ok=True)
+            previous.unlink()
 
 
 def load(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -70,9 +127,12 @@ def read_metadata(path: Path) -> dict[str, str]:
         raise UserError(f"no checkpoint at {path}: train the run first")
     try:
         with safe_open(path, framework="pt") as file:
-            return file.metadata() or {}
+            metadata = file.metadata() or {}
     except (OSError, SafetensorError, ValueError) as error:
         raise UserError(f"checkpoint {path} is corrupt: {error}; delete it and train again") from error
+    if not str(metadata.get("step")).isdecimal() or "seconds" not in metadata:
+        raise UserError(f"checkpoint {path} is no training's: it says nothing of its step; delete it and train again")
+    return dict(metadata)
 
 
 def strip(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -43,7 +43,7 @@ def compose_config(name: str, overrides: Sequence[str]) -> DictConfig:
             return compose(name, [_line(override) for override in parsed])
         except (HydraException, OmegaConfBaseException) as error:
             defaults = compose(name, [_line(o) for o in parsed if _presets(o.key_or_group)])
-            known = _keys(defaults) + [str(key) for key in defaults]
+            known = sorted({*_keys(defaults), *map(str, defaults)})
             for override in parsed:
                 _check_key(override, known)
             reason = error.__cause__ or error
@@ -95,6 +95,11 @@ def to_object(config: DictConfig) -> Any:
     except OmegaConfBaseException as error:
         cause = error.__cause__
         raise UserError(_first_line(cause if isinstance(cause, ValueError) else error)) from error
+
+
+def quoted(text: str) -> str:
+    """A value in quotes, as an override takes any text."""
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def grid(overrides: Sequence[str]) -> Iterator[list[str]]:

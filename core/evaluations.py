@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from core.errors import UserError
 from core.files import reason
@@ -26,8 +26,9 @@ class Row:
         normalised_score: 0 is the random, 100 the scripted expert team; None without references.
         cost_mean: over episodes, of the summed costs per agent. episodes: how many; seed: of the first.
         cost_limit, violation_rate: a budget and the share of episodes above it; None where none was given.
-        seconds_per_decision: of the policy, for one team, with this many `teams` in one call.
-        training_steps, training_seconds: of the run, when it was evaluated.
+        seconds_per_decision: of the policy, for one team, with this many `teams` in one call; None where the call was
+            shared with other cells.
+        training_steps, training_seconds: of the run, when it was evaluated. version: of the suite, with its commit.
     """
 
     dataset: str
@@ -41,13 +42,14 @@ class Row:
     cost_mean: float
     episodes: int
     seed: int
-    seconds_per_decision: float
+    seconds_per_decision: float | None
     teams: int
     training_steps: int
     training_seconds: float
     sampler_steps: int | None = None
     cost_limit: float | None = None
     violation_rate: float | None = None
+    version: str = ""
 
     @property
     def cell(self) -> "Cell":
@@ -61,8 +63,30 @@ class Row:
 
     @staticmethod
     def from_json(values: dict[str, Any]) -> "Row":
-        interval = values["interval"] or (-math.inf, math.inf)
-        return Row(**{**values, "interval": tuple(interval)})
+        """The row of `as_json`.
+
+        Raises:
+            TypeError, ValueError: an entry is missing, unknown, or not of its type.
+        """
+        low, high = values["interval"] or (-math.inf, math.inf)
+        row = Row(**{**values, "interval": (low, high)})
+        for name, kinds in _KINDS.items():
+            value = getattr(row, name)
+            if not isinstance(value, kinds) or isinstance(value, bool):
+                raise TypeError(f"{name} is {value!r}")
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"{name} is {value}")
+        if not (isinstance(low, float) and isinstance(high, float) and low <= high):
+            raise ValueError(f"interval is {[low, high]}")
+        return row
+
+
+def _kinds(hint: Any) -> tuple[type, ...]:
+    kinds = get_args(hint) or (hint,)
+    return (*kinds, int) if float in kinds else kinds
+
+
+_KINDS = {name: _kinds(hint) for name, hint in get_type_hints(Row).items() if name != "interval"}
 
 
 @dataclass(frozen=True)

@@ -100,6 +100,12 @@ def locked(path: Path, holder: str) -> Iterator[None]:
         yield
 
 
+def remove_leftovers(folder: Path) -> None:
+    """Remove what a kill left of files that were being written. Only who holds the folder's lock may do so."""
+    for path in folder.glob(".*.????????"):
+        path.unlink(missing_ok=True)
+
+
 @contextmanager
 def scratch_folder(parent: Path) -> Iterator[Path]:
     """A hidden temporary folder in `parent`, on its file system, removed at the end."""

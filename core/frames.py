@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from core.evaluations import Row
     from core.runs import Run
 
-_WORDS = ("run", "task", "rules", "dataset", "fingerprint", "method", "algo", "sampler")
+_WORDS = ("run", "task", "rules", "dataset", "fingerprint", "method", "algo", "sampler", "version")
 _COUNTS = ("training_seed", "training_steps", "episodes", "seed", "teams")
 _NUMBERS = (
     "training_seconds", "sampler_steps", "guidance_scale", "returns", "cost_limit", "return_mean", "return_low",
@@ -87,7 +87,8 @@ def find_runs(folders: Sequence[str | Path]) -> list[Run]:
     for folder in map(Path, folders):
         paths = list(_run_folders(folder.expanduser()))
         if not paths:
-            raise UserError(f"{folder} holds no runs: name a run's folder, or one that has some in it")
+            what = "holds no runs" if folder.is_dir() else "is no folder"
+            raise UserError(f"{folder} {what}: name a run's folder, or one that has some in it")
         for path in paths:
             found.setdefault(path.resolve(), Run.open(path))
     return list(found.values())

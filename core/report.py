@@ -24,6 +24,10 @@ class _Column:
     entry: Callable[[Row], str]
 
 
+def _decision(row: Row) -> str:
+    return _NONE if row.seconds_per_decision is None else _significant(1000 * row.seconds_per_decision)
+
+
 _COLUMNS = (
     _Column("Method", "text", lambda row: row.method),
     _Column("Sampler", "text", lambda row: row.sampler or _NONE),
@@ -34,7 +38,7 @@ _COLUMNS = (
     _Column("Normalised score", "number", lambda row: _optional(row.normalised_score, ".1f")),
     _Column("Cost per episode", "number", lambda row: _score(row.cost_mean)),
     _Column("Episodes", "number", lambda row: f"{row.episodes:,}"),
-    _Column("ms per decision", "number", lambda row: _significant(1000 * row.seconds_per_decision)),
+    _Column("ms per decision", "number", _decision),
     _Column("Training", "number", lambda row: _duration(row.training_seconds)),
 )
 

@@ -6,7 +6,8 @@ import subprocess
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from functools import cache
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,8 @@ class Run:
         wrong = [name for name, kind in wanted.items() if not isinstance(entries.get(name), kind)]
         if not wrong and not {"id", "quality"} <= entries["dataset"].keys():
             wrong = ["dataset"]
+        if not wrong and not isinstance(entries["trainer"].get("seed"), int):
+            wrong = ["trainer.seed"]
         if wrong:
             raise UserError(f"{path} is not a run's configuration: {', '.join(wrong)} missing or not as written")
         return Run(folder, entries)
@@ -113,6 +116,14 @@ class Run:
         return read_rows(self.evaluations)
 
 
+@cache
+def version() -> str:
+    """Of the suite, with the commit of its sources where there is one."""
+    found = versions()
+    changed = "+" if found["commit"].endswith("+changes") else ""
+    return f"{found['convoy-rl']} {found['commit'][:12]}{changed}".strip()
+
+
 def versions() -> dict[str, str]:
     """What a result may depend on: packages, Python, the machine and the commit."""
     found = {
@@ -122,8 +133,8 @@ def versions() -> dict[str, str]:
     }
     for package in _PACKAGES:
         try:
-            found[package] = version(package)
-        except PackageNotFoundError:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
             found[package] = "not installed"
     found["commit"] = _commit()
     return found

@@ -4,6 +4,7 @@ A small network's training step is mostly the starting of its many small operati
 all seeds. Every seed keeps its own data order and noise, so it learns what it would have learned alone, to rounding.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -11,12 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from core.algorithm import Algorithm, Batches, Phase
 
 #: Calls that draw random numbers of a shape.
 _DRAWS = (torch.rand, torch.randn, torch.randint, torch.randperm)
+
+#: Entries of a checkpoint that have no dimension for the seeds: Adam counts the steps of a tensor.
+_COMMON = re.compile(r"optimiser\..*\.step")
 
 _Draw = tuple[Callable[..., Tensor], tuple[Any, ...], dict[str, Any]]
 
@@ -56,7 +61,8 @@ class Stack:
             with replay:
                 return functional_call(self._call, state, (phase, batches, index, self._generator))
 
-        return torch.vmap(loss, randomness="error")(self._state, index, drawn)
+        with sdpa_kernel(SDPBackend.MATH):  # the fused kernel of CPUs would be called for each seed
+            return torch.vmap(loss, randomness="error")(self._state, index, drawn)
 
     def _record(self, phase: Phase, batches: Batches, index: Tensor) -> list[_Draw]:
         """What a loss draws, found out by calling it once for the first seed."""
@@ -65,9 +71,19 @@ class Stack:
             functional_call(self._call, first, (phase, batches, index, self._generator))
         return record.draws
 
-    def member(self, tensors: dict[str, Tensor], index: int) -> dict[str, Tensor]:
-        """One seed's part of a checkpoint's tensors; what has no dimension is common to all."""
-        return {name: tensor[index] if tensor.ndim else tensor for name, tensor in tensors.items()}
+    def members(self, tensors: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+        """Each seed's part of a checkpoint's tensors; what has no dimension is common to all."""
+        return [
+            {name: tensor[index] if tensor.ndim else tensor for name, tensor in tensors.items()}
+            for index in range(self.size)
+        ]
+
+    def joined(self, parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """A checkpoint's tensors from its `members`."""
+        common = {name for name in parts[0] if _COMMON.fullmatch(name)}
+        return {
+            name: parts[0][name] if name in common else torch.stack([part[name] for part in parts]) for name in parts[0]
+        }
 
     def clip(self, parameters: Sequence[nn.Parameter], largest: float) -> None:
         """Scale each seed's gradients to a norm of at most `largest`."""

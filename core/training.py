@@ -19,6 +19,7 @@ from core.errors import UserError
 from core.files import write_text
 from core.stacking import Stack
 
+CHECKPOINT = "checkpoint.safetensors"
 DECAYS = ("cosine", "none")
 
 
@@ -65,12 +66,16 @@ class TrainerConfig:
         check_device(self.device, "trainer.device")
 
 
+class DivergenceError(UserError):
+    """A loss is not finite. The last checkpoint is from before."""
+
+
 class Trainer:
-    """Trains an algorithm, or a stack of several seeds of it, on prepared batches and keeps its state in a folder.
+    """Trains an algorithm, or a stack of several seeds of it, on prepared batches and keeps its state in run folders.
 
     `checkpoint.safetensors` holds the weights, their averages, the optimisers' state, the generator and the step;
-    `metrics.csv` a row every `log_every` steps. A trainer made in a folder that has them goes on from there. A stack's
-    state is one file, and its rows are each run's own.
+    `metrics.csv` a row every `log_every` steps. A trainer made in a folder that has them goes on from there. Each seed
+    of a stack has its own folder, with the files that it would have alone; they must be of one step to go on together.
     """
 
     def __init__(
@@ -78,19 +83,16 @@ class Trainer:
         algorithm: Algorithm,
         batches: Batches,
         config: TrainerConfig,
-        folder: Path,
-        *,
+        *folders: Path,
         stack: Stack | None = None,
         seeds: Sequence[int] = (),
-        runs: Sequence[Path] = (),
     ):
-        """Args: stack, seeds, runs: of S trainings stacked, whose `algorithm` it is, with each one's run folder."""
+        """Args: folders: of the run, or of each run of a stack. stack: whose `algorithm` it is, of these `seeds`."""
         self.algorithm = algorithm
         self.stack = stack
-        self.runs = list(runs) or [folder]
+        self.folders = folders
         self.batches = batches
         self.config = config
-        self.folder = folder
         self.device = next(algorithm.parameters()).device
         self.phases = list(algorithm.phases())
         self.optimisers = [
@@ -99,11 +101,16 @@ class Trainer:
         self.ema = EMA(algorithm, config.ema)
         self.generators = [torch.Generator(self.device).manual_seed(seed) for seed in seeds or [config.seed]]
         self.step = 0
-        self.seconds = 0.0
-        self.tables: list[list[dict[str, float]]] = [[] for _ in self.runs]
+        self.seconds = 0.0  # of one run: its share of a stack's
+        self.tables: list[list[dict[str, float]]] = [[] for _ in folders]
         self.sums: dict[str, Tensor] = {}  # [S, 2]: each metric's sum since the last row, and how many made it
-        if (folder / "checkpoint.safetensors").exists():
+        if any(path.exists() for path in self.checkpoints):
             self._resume()
+
+    @property
+    def checkpoints(self) -> list[Path]:
+        """The file of each run."""
+        return [folder / CHECKPOINT for folder in self.folders]
 
     def run(
         self,
@@ -115,7 +122,8 @@ class Trainer:
         Returns whether the training is complete. `progress` is told of each new row of the metrics.
 
         Raises:
-            UserError: the loss is not finite, or nothing can be written to the folder.
+            DivergenceError: the loss is not finite.
+            UserError: nothing can be written to the folder.
         """
         config = self.config
         self.algorithm.train()
@@ -129,7 +137,7 @@ class Trainer:
                     pair = torch.stack([value.float(), torch.ones_like(value, dtype=torch.float32)], dim=-1)
                     self.sums[name] = self.sums[name] + pair if name in self.sums else pair
                 self.step += 1
-                self.seconds += time.perf_counter() - clock
+                self.seconds += (time.perf_counter() - clock) / len(self.folders)
                 clock = time.perf_counter()
                 if self.step % config.log_every == 0 or self.step == config.steps:
                     self._log()
@@ -141,7 +149,7 @@ class Trainer:
                 raise
             raise UserError("out of memory: lower trainer.batch_size or the size of the network") from error
         except FloatingPointError as error:
-            raise UserError(f"{error}; lower trainer.learning_rate or set trainer.gradient_clip") from error
+            raise DivergenceError(f"{error}; lower trainer.learning_rate or set trainer.gradient_clip") from error
         return True
 
     def _train_step(self) -> dict[str, Tensor]:
@@ -197,14 +205,14 @@ class Trainer:
             FloatingPointError: one is not finite.
         """
         if not self.sums:
-            return [{} for _ in self.runs]
+            return [{} for _ in self.folders]
         names = list(self.sums)
         sums = torch.stack(list(self.sums.values()))
         columns = (sums[..., 0] / sums[..., 1]).T.tolist()
         means = [dict(zip(names, column, strict=True)) for column in columns]
-        for run, row in zip(self.runs, means, strict=True):
+        for folder, row in zip(self.folders, means, strict=True):
             if not all(map(math.isfinite, row.values())):
-                raise FloatingPointError(f"training of {run.name} diverged before step {self.step}: {row}")
+                raise FloatingPointError(f"training of {folder.name} diverged before step {self.step}: {row}")
         return means
 
     def _log(self) -> None:
@@ -215,21 +223,14 @@ class Trainer:
     def save(self) -> None:
         """Write the metrics, then the checkpoint: a checkpoint never knows of rows that are not there."""
         self._means()  # no checkpoint of a training that diverged
-        for run, table in zip(self.runs, self.tables, strict=True):
-            write_metrics(run / "metrics.csv", table)
-        checkpoints.save(self.folder / "checkpoint.safetensors", *self.state())
+        for folder, table in zip(self.folders, self.tables, strict=True):
+            write_metrics(folder / "metrics.csv", table)
+        tensors, metadata = self._state()
+        parts = self.stack.members(tensors) if self.stack else [tensors]
+        checkpoints.save_all(self.checkpoints, [(part, metadata) for part in parts])
 
-    def split(self) -> None:
-        """Give each run of a stack its part as a checkpoint of its own, as if it had been trained alone."""
-        if self.stack is None:
-            return
-        tensors, metadata = self.state()
-        metadata["seconds"] = repr(self.seconds / self.stack.size)
-        for index, run in enumerate(self.runs):
-            checkpoints.save(run / "checkpoint.safetensors", self.stack.member(tensors, index), metadata)
-
-    def state(self) -> tuple[dict[str, Tensor], dict[str, str]]:
-        """Tensors and metadata of a checkpoint."""
+    def _state(self) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """Tensors and metadata of a checkpoint, or of a stack's."""
         tensors = {f"model.{name}": value for name, value in self.algorithm.state_dict().items()}
         tensors |= {f"ema.{name}": value for name, value in self.ema.average.items()}
         for phase, optimiser in zip(self.phases, self.optimisers, strict=True):
@@ -241,9 +242,12 @@ class Trainer:
         return tensors, metadata
 
     def _resume(self) -> None:
-        path = self.folder / "checkpoint.safetensors"
-        tensors, metadata = checkpoints.load(path)
-        checkpoints.load_state(self.algorithm, checkpoints.strip(tensors, "model."), path)
+        loaded = [checkpoints.load(path) for path in self.checkpoints]
+        parts, metadata = [part for part, _ in loaded], loaded[0][1]
+        if len({other["step"] for _, other in loaded}) > 1:
+            raise ValueError(f"the runs of a stack must be of one step: {[other['step'] for _, other in loaded]}")
+        tensors = self.stack.joined(parts) if self.stack else parts[0]
+        checkpoints.load_state(self.algorithm, checkpoints.strip(tensors, "model."), self.checkpoints[0])
         self.ema.load(checkpoints.strip(tensors, "ema."), int(metadata["ema_updates"]))
         for phase, optimiser in zip(self.phases, self.optimisers, strict=True):
             checkpoints.load_optimiser(optimiser, checkpoints.strip(tensors, f"optimiser.{phase.name}."))
@@ -251,11 +255,11 @@ class Trainer:
         for generator, state in zip(self.generators, tensors["generator"].reshape(size, -1), strict=True):
             generator.set_state(state.clone())
         self.step = int(metadata["step"])
-        self.seconds = float(metadata["seconds"])
+        self.seconds = max(float(other["seconds"]) for _, other in loaded)
         sums = checkpoints.strip(tensors, "sums.")
         self.sums = {name: pair.to(self.device).reshape(size, 2) for name, pair in sums.items()}
-        for index, run in enumerate(self.runs):
-            self.tables[index] = [row for row in read_metrics(run / "metrics.csv") if row["step"] <= self.step]
+        for index, folder in enumerate(self.folders):
+            self.tables[index] = [row for row in read_metrics(folder / "metrics.csv") if row["step"] <= self.step]
 
 
 def write_metrics(path: Path, rows: Sequence[dict[str, float]]) -> None:
@@ -270,9 +274,16 @@ def write_metrics(path: Path, rows: Sequence[dict[str, float]]) -> None:
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """Rows of a metrics file, empty where there is none."""
+    """Rows of a metrics file, empty where there is none.
+
+    Raises:
+        UserError: it cannot be read.
+    """
     if not path.exists():
         return []
-    with path.open(newline="") as file:
-        rows = [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
-    return [{**row, "step": int(row["step"])} for row in rows]
+    try:
+        with path.open(newline="") as file:
+            rows = [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
+        return [{**row, "step": int(row["step"])} for row in rows]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} cannot be read: {error}; delete it to go on without it") from error

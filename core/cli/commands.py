@@ -1,5 +1,6 @@
 """What each verb is configured by."""
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,8 @@ class Sweep(Train):
         _at_least(0, self, "workers", "minutes", "stack")
         if self.launcher not in LAUNCHERS:
             raise ValueError(f"unknown launcher {self.launcher!r}: {nearest(self.launcher, LAUNCHERS)}")
+        if self.trainer.threads not in (1, self.cpus):
+            raise ValueError(f"trainer.threads is cpus= in a sweep, got {self.trainer.threads} and {self.cpus}")
         if self.run is not None:
             raise ValueError("run= is one run's folder: convoy sweep takes output=, the folder of all its runs")
 
@@ -140,8 +143,10 @@ class Evaluate(Acting):
         _at_least(1, self, "episodes", "parallel", "threads")
         _at_least(0, self, "seed", "workers")
         check_device(self.device)
-        if self.cost_limit is not None and self.cost_limit < 0:
+        if self.cost_limit is not None and not 0 <= self.cost_limit < math.inf:
             raise ValueError(f"cost_limit must be at least 0, got {self.cost_limit}")
+        if not self.run:
+            raise ValueError("run= is empty: name a run's folder, or one that holds runs")
 
 
 @dataclass

@@ -10,8 +10,9 @@ from core.cli.compose import configure
 from core.cli.evaluate import distinct, evaluate
 from core.cli.pool import Job, Report, run_jobs
 from core.cli.report import report_page
-from core.cli.show import print_protocol, table
-from core.cli.train import interruptible, train
+from core.cli.show import print_protocol, print_rows
+from core.cli.train import train
+from core.cli.trainings import interruptible
 from core.config import compose_config, to_object
 from core.data import read_provenance
 from core.errors import UserError
@@ -37,9 +38,10 @@ def command(arguments: list[str]) -> None:
     results = run_jobs([_experiment(demo, config) for config in trainings], demo.workers)
     rows = sorted((row for part in results for row in part), key=lambda row: demo.datasets.index(row.dataset))
     write_text(output / "summary.json", json.dumps([row.as_json() for row in rows], indent=2) + "\n")
-    console.print(table(rows))
     runs = [Run.open(Path(config.run or "")) for config in trainings]
-    print_protocol([(run, run.rows()) for run in runs])
+    evaluated = list(zip(runs, results, strict=True))
+    print_rows(evaluated)
+    print_protocol(evaluated)
     report_page(output / "report.html", runs, rows, title="Convoy: the demo", reproduce=["make demo"])
     console.print(f"wrote {output / 'summary.json'} and {output / 'report.html'}", highlight=False)
 

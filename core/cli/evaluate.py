@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 import marl
 import safe
@@ -15,37 +16,54 @@ from core.checkpoints import read_metadata
 from core.cli.commands import Evaluate
 from core.cli.compose import configure_grid
 from core.cli.pool import Job, Report, run_jobs, workers_of
-from core.cli.show import print_protocol, table
-from core.config import from_dict
+from core.cli.show import print_protocol, print_rows
+from core.config import from_dict, swept
 from core.errors import UserError, nearest
 from core.evaluations import Cell, Row
 from core.files import locked
 from core.frames import find_runs
 from core.progress import bar, console
-from core.rollout import Rollout, rollout
-from core.runs import Run
+from core.rollout import rollout
+from core.runs import Run, version
 from core.samplers.config import number
 from core.statistics import mean_interval
 
 Progress = Callable[[int], None]
+
+#: Options that do not change a cell.
+_HOW = ("parallel", "device", "threads", "workers")
 
 
 def command(arguments: list[str]) -> None:
     cells = configure_grid("evaluate", arguments)
     if not cells:
         return
+    for name in swept(arguments):
+        if name in _HOW:
+            raise UserError(f"{name} takes one value: it changes how cells are rolled out, not what they are")
     asked: dict[Path, tuple[Run, list[Evaluate]]] = {}
-    runs_of = {name: find_runs([name]) for name in dict.fromkeys(cell.run for cell in cells)}
+    runs_of = {name: _trained(name) for name in dict.fromkeys(cell.run for cell in cells)}
     for cell in cells:
         for run in runs_of[cell.run]:
             asked.setdefault(run.folder.resolve(), (run, []))[1].append(cell)
     runs = [run for run, _ in asked.values()]
     grid = [(run, distinct(run, commands)) for run, commands in asked.values()]
     evaluated = evaluate_all(grid, workers=cells[0].workers)
-    console.print(table([row for rows in evaluated for row in rows]))
+    print_rows(list(zip(runs, evaluated, strict=True)))
     for line in dict.fromkeys(_references(task_of(run)) for run in runs):
         console.print(line, highlight=False)
     print_protocol(list(zip(runs, evaluated, strict=True)))
+
+
+def _trained(folder: str) -> list[Run]:
+    """The run of a folder, or all those in it that have a checkpoint."""
+    runs = find_runs([folder])
+    if len(runs) == 1:
+        return runs
+    for run in runs:
+        if not run.checkpoint.exists():
+            console.print(f"passed over {run.folder}: it has no checkpoint yet", highlight=False)
+    return [run for run in runs if run.checkpoint.exists()]
 
 
 def _references(task: marl.TaskConfig) -> str:
@@ -193,8 +211,9 @@ def roll_out(run: Run, commands: Sequence[Evaluate], progress: Progress = lambda
             device = pack[0].device
             if device not in algorithms:
                 algorithms[device] = algorithm_of(run).load(run.folder, device)
-            seeds = [seed for command in pack for seed in range(command.seed, command.seed + command.episodes)]
-            guidance = [command.guidance for command in pack for _ in range(command.episodes)] if len(pack) > 1 else []
+            once = {_episodes(command): command for command in pack}  # limits of the cost share their episodes
+            seeds = [seed for one in once.values() for seed in range(one.seed, one.seed + one.episodes)]
+            guidance = [one.guidance for one in once.values() for _ in range(one.episodes)] if len(once) > 1 else []
             algorithm = algorithms[device]
             policy = algorithm.policy(pack[0], guidance)
             result = rollout(
@@ -203,7 +222,18 @@ def roll_out(run: Run, commands: Sequence[Evaluate], progress: Progress = lambda
             cells = cells_of(run, pack)
             if cells[0].training_steps != algorithm.steps:
                 raise UserError(f"{run.folder} was trained further meanwhile: evaluate it again")
-            run.append_rows(_rows(run, task, cells, result, min(len(seeds), pack[0].parallel)))
+            scores = result.trajectories.scores.split([one.episodes for one in once.values()])
+            costs = result.trajectories.episode_sums(result.trajectories.costs).mean(dim=1)
+            outcomes = dict(zip(once, zip(scores, costs.split(list(map(len, scores))), strict=True), strict=True))
+            teams = min(len(seeds), pack[0].parallel)
+            # Of a mixture, no cell has a time of its own.
+            seconds = result.seconds_per_decision if len(once) == 1 else None
+            run.append_rows(
+                [
+                    _row(run, task, cell, *outcomes[_episodes(command)], teams=teams, seconds=seconds)
+                    for cell, command in zip(cells, pack, strict=True)
+                ]
+            )
     finally:
         for environment in environments:
             environment.close()
@@ -219,37 +249,38 @@ def packs(commands: Sequence[Evaluate]) -> Iterator[list[Evaluate]]:
     def shared(command: Evaluate) -> str:
         return repr((command.sampler, command.temperature, command.parallel, command.device, command.threads))
 
-    for _, group in groupby(sorted(commands, key=shared), key=shared):
+    for _, group in groupby(sorted(commands, key=lambda one: (shared(one), _episodes(one))), key=shared):
         pack: list[Evaluate] = []
         for command in group:
-            if pack and sum(one.episodes for one in pack) + command.episodes > command.parallel:
+            sizes = {_episodes(one): one.episodes for one in [*pack, command]}
+            if len(sizes) > 1 and sum(sizes.values()) > command.parallel:
                 yield pack
                 pack = []
             pack.append(command)
         yield pack
 
 
-def _rows(run: Run, task: marl.TaskConfig, cells: Sequence[Cell], result: Rollout, teams: int) -> list[Row]:
-    """The rows of cells that were rolled out one after the other."""
-    counts = [cell.episodes for cell in cells]
-    scores = result.trajectories.scores.split(counts)
-    costs = result.trajectories.episode_sums(result.trajectories.costs).mean(dim=1).split(counts)
-    rows = []
-    for cell, score, cost in zip(cells, scores, costs, strict=True):
-        mean, interval = mean_interval(score)
-        limit = cell.cost_limit
-        row = Row(
-            dataset=run.dataset,
-            method=run.method,
-            **vars(cell),
-            return_mean=mean,
-            interval=interval,
-            normalised_score=task.references.normalise(mean) if task.references else None,
-            cost_mean=float(cost.mean()),
-            seconds_per_decision=result.seconds_per_decision,
-            teams=teams,
-            training_seconds=float(read_metadata(run.checkpoint)["seconds"]),
-            violation_rate=None if limit is None else safe.summarise_costs(cost, limit).violation_rate,
-        )
-        rows.append(row)
-    return rows
+def _episodes(command: Evaluate) -> str:
+    """What tells the episodes of commands with one sampler apart."""
+    return repr((command.guidance, command.seed, command.episodes))
+
+
+def _row(
+    run: Run, task: marl.TaskConfig, cell: Cell, scores: Tensor, costs: Tensor, *, teams: int, seconds: float | None
+) -> Row:
+    mean, interval = mean_interval(scores)
+    limit = cell.cost_limit
+    return Row(
+        dataset=run.dataset,
+        method=run.method,
+        **vars(cell),
+        return_mean=mean,
+        interval=interval,
+        normalised_score=task.references.normalise(mean) if task.references else None,
+        cost_mean=float(costs.mean()),
+        seconds_per_decision=seconds,
+        teams=teams,
+        training_seconds=float(read_metadata(run.checkpoint)["seconds"]),
+        violation_rate=None if limit is None else safe.summarise_costs(costs, limit).violation_rate,
+        version=version(),
+    )

@@ -43,21 +43,30 @@ def _verbs() -> dict[str, Callable[[list[str]], None]]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a verb. Exit codes: 0 done, 2 a mistake in the input, 130 or 143 stopped by Ctrl-C
     or SIGTERM."""
-    signal.signal(signal.SIGTERM, _interrupt)
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(_HELP, end="")
         return 0
-    try:
+
+    def verb() -> None:
         verbs = _verbs()
         if arguments[0] not in verbs:
             raise UserError(f"unknown verb {arguments[0]!r}: {nearest(arguments[0], verbs)}")
         verbs[arguments[0]](arguments[1:])
+
+    return guarded("convoy", verb)
+
+
+def guarded(program: str, function: Callable[[], None]) -> int:
+    """Run a command's function: mistakes and interruptions are one line and an exit code, as of `main`."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        function()
     except UserError as error:
-        errors.print(f"convoy: {error}", markup=False, highlight=False)
+        errors.print(f"{program}: {error}", markup=False, highlight=False)
         return 2
     except KeyboardInterrupt as interrupt:
-        errors.print("convoy: stopped; the same command goes on from here", markup=False)
+        errors.print(f"{program}: stopped; the same command goes on from here", markup=False)
         return 128 + (interrupt.args[0] if interrupt.args else signal.SIGINT)
     except BrokenPipeError:
         return 0

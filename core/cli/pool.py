@@ -6,6 +6,7 @@ import os
 import signal
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from typing import Any, NoReturn
@@ -28,15 +29,20 @@ class Job:
     arguments: tuple[Any, ...]
 
 
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def workers_of(workers: int) -> int:
     """How many processes are meant; 0 takes one for each core."""
-    return workers or os.cpu_count() or 1
+    return workers or cores()
 
 
 def run_jobs(jobs: Sequence[Job], workers: int = 0, *, keep_going: bool = False) -> list[Any]:
     """Run jobs, the first ones first, and return their results in order.
 
-    On a terminal each job has a bar; elsewhere a line says when it is done.
+    On a terminal each running job has a bar. A line says when one is done.
 
     Args:
         workers: processes at a time; 0 takes one for each core.
@@ -64,7 +70,8 @@ class _Pool:
     failures: list[Exception] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.tasks: list[TaskID] = [self.bars.add_task(job.name, total=job.total, note="waiting") for job in self.jobs]
+        self.whole = self.bars.add_task(f"{len(self.jobs)} jobs", total=len(self.jobs), note="")
+        self.tasks: dict[int, TaskID] = {}  # of the running jobs: a terminal has no room for all
 
     def run(self, workers: int) -> list[Any]:
         waiting = list(range(len(self.jobs)))
@@ -86,7 +93,7 @@ class _Pool:
         process.start()
         sender.close()  # the child's copy alone stays open, so that its end is the pipe's end
         self.running[receiver] = (index, process)
-        self.bars.update(self.tasks[index], note="running")
+        self.tasks[index] = self.bars.add_task(self.jobs[index].name, total=self.jobs[index].total, note="")
 
     def _receive(self, connection: Connection) -> None:
         index, process = self.running[connection]
@@ -104,14 +111,14 @@ class _Pool:
             return
         if kind in ("mistake", "failure"):
             mistake = kind == "mistake"
-            self._fail(connection, UserError(value) if mistake else RuntimeError(f"{job.name} failed:\n{value}"))
+            told = f"{job.name}: {value}" if self.keep_going and job.name not in value else value
+            self._fail(connection, UserError(told) if mistake else RuntimeError(f"{job.name} failed:\n{value}"))
             return
         self.results[index] = value
         del self.running[connection]
         process.join()
-        self.bars.update(self.tasks[index], completed=job.total, note="done")
-        if not console.is_terminal:
-            console.print(f"done: {job.name}", markup=False, highlight=False)
+        self._end(index)
+        console.print(f"done: {job.name}", markup=False, highlight=False)
 
     def _fail(self, connection: Connection, error: Exception) -> None:
         """Raise the error, or keep it until the other jobs are done."""
@@ -120,7 +127,12 @@ class _Pool:
         index, process = self.running.pop(connection)
         process.join()
         self.failures.append(error)
-        self.bars.update(self.tasks[index], note="failed")
+        self._end(index)
+        console.print(f"failed: {self.jobs[index].name}", markup=False, highlight=False)
+
+    def _end(self, index: int) -> None:
+        self.bars.remove_task(self.tasks.pop(index))
+        self.bars.advance(self.whole)
 
     def stop(self) -> None:
         """Ask what still runs to stop, and wait for it."""
@@ -137,15 +149,23 @@ def _work(job: Job, sender: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _stop)
     torch.set_num_threads(1)
+
+    def report(done: int, note: str) -> None:
+        try:
+            sender.send(("progress", (done, note)))
+        except OSError:  # the parent was killed: stop as if it had asked to
+            signal.raise_signal(signal.SIGTERM)
+
     try:
-        answer = ("result", job.function(*job.arguments, lambda done, note: sender.send(("progress", (done, note)))))
+        answer = ("result", job.function(*job.arguments, report))
     except UserError as error:
         answer = ("mistake", str(error))
-    except (KeyboardInterrupt, BrokenPipeError):
+    except KeyboardInterrupt:
         return
     except Exception:
         answer = ("failure", traceback.format_exc())
-    sender.send(answer)
+    with suppress(OSError):
+        sender.send(answer)
 
 
 def _stop(*_: object) -> NoReturn:

@@ -8,7 +8,7 @@ import torch
 import marl
 from core.algorithm import Acting, GuidanceConfig
 from core.cli.evaluate import algorithm_of, task_of
-from core.cli.show import facts_of
+from core.cli.show import protocol_facts
 from core.errors import UserError
 from core.evaluations import Row
 from core.figures import Figure, learning_curves, return_against_scale
@@ -68,7 +68,7 @@ def report_page(output: Path, runs: Sequence[Run], rows: list[Row], *, title: st
         title=title,
         subtitle=f"{len(runs)} trained runs, {len(rows)} evaluations",
         rows=rows,
-        checks=protocol(facts_of([(run, run.rows()) for run in runs])),
+        checks=protocol(protocol_facts([(run, run.rows()) for run in runs])),
         figures=figures,
         reproduce=reproduce,
         versions=versions(),

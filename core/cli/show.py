@@ -1,70 +1,128 @@
 """Evaluations as a terminal shows them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from rich.box import SIMPLE
+from rich.markup import escape
 from rich.table import Table
 
 from core.evaluations import Row
 from core.progress import console
 from core.runs import Run
-from core.statistics import Facts, protocol, protocol_lines
+from core.statistics import Facts, mean, protocol, protocol_lines
+from core.tables import Evaluation
+from core.tables.checks import facts_of
+
+Evaluated = Sequence[tuple[Run, Sequence[Row]]]
 
 
-def table(rows: Sequence[Row]) -> Table:
-    """Rows as they are printed."""
-    result = Table(box=SIMPLE)
-    for heading, side in (
-        ("dataset", "left"), ("method", "left"), ("sampler", "left"), ("scale", "right"), ("returns", "right"),
-        ("return", "right"), ("95% interval", "right"), ("normalised", "right"), ("cost", "right"),
-        ("over limit", "right"), ("episodes", "right"), ("ms a decision", "right"),
-    ):  # fmt: skip
-        result.add_column(heading, justify=side)  # type: ignore[arg-type]
-    for row in rows:
-        result.add_row(
-            row.dataset,
-            row.method,
-            row.sampler,
-            "" if row.guidance_scale is None else f"{row.guidance_scale:g}",
-            "" if row.returns is None else f"{row.returns:g}",
-            f"{row.return_mean:.2f}",
-            f"{row.interval[0]:.2f} to {row.interval[1]:.2f}",
-            "" if row.normalised_score is None else f"{row.normalised_score:.1f}",
-            f"{row.cost_mean:.2f}",
-            "" if row.violation_rate is None else f"{row.violation_rate:.1%} of {row.cost_limit:g}",
-            str(row.episodes),
-            f"{1000 * row.seconds_per_decision:.3f}",
-        )
-    return result
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:g}"
 
 
-def print_protocol(evaluated: Sequence[tuple[Run, Sequence[Row]]]) -> None:
+def _task(run: Run) -> str:
+    return str(run.config["task"].get("name"))
+
+
+#: Heading, whether it is a number, and a row's entry; "" where it says nothing of the row.
+_COLUMNS: list[tuple[str, bool, Callable[[Run, Row], str]]] = [
+    ("task", False, lambda run, row: _task(run)),
+    ("dataset", False, lambda run, row: row.dataset),
+    ("method", False, lambda run, row: row.method),
+    ("steps", True, lambda run, row: str(row.training_steps)),
+    ("seed", True, lambda run, row: str(run.config["trainer"]["seed"])),
+    ("sampler", False, lambda run, row: row.sampler),
+    ("scale", True, lambda run, row: _number(row.guidance_scale)),
+    ("asked", True, lambda run, row: _number(row.returns)),
+    ("episodes", True, lambda run, row: f"{row.episodes} from {row.seed}"),
+    ("return", True, lambda run, row: f"{row.return_mean:.2f}"),
+    ("95% interval", True, lambda run, row: f"{row.interval[0]:.2f} to {row.interval[1]:.2f}"),
+    ("score", True, lambda run, row: "" if row.normalised_score is None else f"{row.normalised_score:.1f}"),
+    ("cost", True, lambda run, row: f"{row.cost_mean:.2f}"),
+    ("above", True, lambda run, row: "" if row.violation_rate is None else f"{row.violation_rate:.1%}"),
+    ("limit", True, lambda run, row: _number(row.cost_limit)),
+    ("ms", True, lambda run, row: "" if row.seconds_per_decision is None else f"{1e3 * row.seconds_per_decision:.3g}"),
+]
+
+#: Columns that stand in the table even where all rows agree.
+_RESULTS = ("return", "95% interval", "score", "cost", "above", "ms")
+
+
+def print_rows(evaluated: Evaluated) -> None:
+    """Print evaluations, a line for each; what all of them share stands above, and means over seeds below."""
+    rows = [(run, row) for run, rows in evaluated for row in rows]
+    entries = {heading: [entry(run, row) for run, row in rows] for heading, _, entry in _COLUMNS}
+    alike = {heading for heading, values in entries.items() if len(set(values)) == 1 and heading not in _RESULTS}
+    shown = [(heading, number) for heading, number, _ in _COLUMNS if heading not in alike and any(entries[heading])]
+    shared = ", ".join(f"{heading} {entries[heading][0]}" for heading in entries if heading in alike)
+    console.print(shared, markup=False, highlight=False)
+    table = Table(box=SIMPLE, padding=(0, 1, 0, 0))
+    for heading, number in shown:
+        table.add_column(heading, justify="right" if number else "left", no_wrap=number, overflow="fold")
+    for index in range(len(rows)):
+        table.add_row(*(escape(entries[heading][index]) for heading, _ in shown))
+    console.print(table)
+    _print_seeds(rows)
+    notes = "95% interval: over episodes. cost: an episode's, of one agent. score: normalised return."
+    timed = " ms: of a decision for one team, many at once." if any(entries["ms"]) else ""
+    console.print(notes + timed, highlight=False)
+
+
+def _print_seeds(rows: Sequence[tuple[Run, Row]]) -> None:
+    """Means over the seeds of each method and cell, where there are several."""
+    groups: dict[tuple[object, ...], list[Row]] = {}
+    for run, row in rows:
+        groups.setdefault((_task(run), row.dataset, row.method, row.cell), []).append(row)
+    several = [group for group in groups.values() if len(group) > 1]
+    if not several:
+        return
+    table = Table(box=SIMPLE, padding=(0, 1, 0, 0))
+    for heading in ("dataset", "method", "sampler", "scale", "asked"):
+        table.add_column(heading, overflow="fold")
+    for heading in ("seeds", "score over seeds", "95% interval"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for group in several:
+        row = group[0]
+        labels = (row.dataset, row.method, row.sampler, _number(row.guidance_scale), _number(row.returns))
+        over = mean([one.return_mean if one.normalised_score is None else one.normalised_score for one in group])
+        numbers = (str(len(group)), f"{over.value:.1f}", f"{over.low:.1f} to {over.high:.1f}")
+        table.add_row(*map(escape, labels), *numbers)
+    console.print(table)
+
+
+def print_protocol(evaluated: Evaluated) -> None:
     """Say which points of the protocol the evaluations of some runs meet; a point that nothing states is not met."""
     console.print("Protocol (Formanek et al. 2024):", highlight=False)
-    for line in protocol_lines(protocol(facts_of(evaluated))):
+    for line in protocol_lines(protocol(protocol_facts(evaluated))):
         console.print(f"  {line}", markup=False, highlight=False)
 
 
-def facts_of(evaluated: Sequence[tuple[Run, Sequence[Row]]]) -> list[Facts]:
-    """What runs and their evaluations state of each method."""
-    methods = dict.fromkeys(run.method for run, rows in evaluated if rows)
+def protocol_facts(evaluated: Evaluated) -> list[Facts]:
+    """What runs and their evaluations state of each method; a task with its data is a column."""
     facts = []
-    for method in methods:
+    for method in dict.fromkeys(run.method for run, rows in evaluated if rows):
         mine = [(run, rows) for run, rows in evaluated if rows and run.method == method]
-        every = [row for _, rows in mine for row in rows]
-        facts.append(
-            Facts(
-                method,
-                datasets=tuple(sorted({str(run.config["dataset"].get("fingerprint"))[:12] for run, _ in mine})),
-                seeds=tuple(sorted({int(run.config["trainer"].get("seed", 0)) for run, _ in mine})),
-                episodes=min(row.episodes for row in every),
-                steps=round(sum(row.training_steps for row in every) / len(every)),
-                seconds=round(sum(row.training_seconds for row in every) / len(every), 1),
-                cloning=all(_clones(run.config["algo"]) for run, _ in mine),
-            )
-        )
+        evaluations = [_evaluation(run, row) for run, rows in mine for row in rows]
+        columns = sorted({one.column for one in evaluations})
+        cloning = all(_clones(run.config["algo"]) for run, _ in mine)
+        facts.append(replace(facts_of(method, evaluations, columns), cloning=cloning))
     return facts
+
+
+def _evaluation(run: Run, row: Row) -> Evaluation:
+    """What the protocol asks of an evaluation."""
+    return Evaluation(
+        row=row.method,
+        column=f"{_task(run)} {row.dataset}",
+        run=str(run.folder),
+        training_seed=run.config["trainer"]["seed"],
+        score=row.return_mean,
+        fingerprint=run.config["dataset"].get("fingerprint"),
+        episodes=row.episodes,
+        training_steps=row.training_steps,
+    )
 
 
 def _clones(algo: Mapping[str, Any]) -> bool:

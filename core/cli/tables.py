@@ -7,17 +7,36 @@ from typing import Any
 from core.cli.collect import collect
 from core.cli.commands import Evaluate, Sweep, data_root, register_schemas
 from core.cli.evaluate import evaluate_all
-from core.cli.sweep import Training, folders_of, named, run_sweep, share_out
+from core.cli.sweep import Training, named, run_sweep, runs_of, share_out
+from core.cli.trainings import dataset_name
 from core.config import compose_config, to_object
 from core.data.storage import list_datasets
 from core.errors import UserError
 from core.frames import as_frame, records_of
 from core.progress import bar, console
 from core.runs import Run
-from core.tables import Table, TableSpec, assemble
+from core.tables import ColumnSpec, RowSpec, Table, TableSpec, assemble
 
 #: What names a run anyway.
 _NAMED = ("algo", "task", "dataset")
+
+#: Options that a table sets, and where it takes them from.
+_RESERVED = {
+    "train": {
+        "trainer.seed": "write them as seeds:",
+        "cpus": "write it as budget:",
+        "minutes": "write it as budget:",
+        "trainer.threads": "it is budget.cpus",
+        "method": "a row's label names it",
+        **dict.fromkeys(("output", "data", "run"), "give work= on the command line"),
+        **dict.fromkeys(("workers", "launcher", "seeds"), "a table trains on this machine, workers= at a time"),
+    },
+    "evaluate": {
+        "run": "a table evaluates its own trainings",
+        "threads": "it is budget.cpus",
+        "workers": "give it on the command line",
+    },
+}
 
 
 def make(spec: TableSpec, work: Path, *, workers: int = 0) -> Table:
@@ -32,56 +51,77 @@ def make(spec: TableSpec, work: Path, *, workers: int = 0) -> Table:
             others were trained).
     """
     register_schemas()
+    _refuse_reserved(spec)
     trainings = {
         (row, column): _training(spec, row, column, work, workers) for row in spec.rows for column in spec.columns
     }
+    evaluations = {place: _evaluation(spec, *place) for place in trainings}  # mistakes show before anything is trained
     for column in spec.columns:
         _collect(spec, column, trainings[next(iter(spec.rows)), column][1])
     once: dict[Path, Training] = {}
     for options, config in trainings.values():
         for seed in spec.seeds:
             one = replace(config, trainer=replace(config.trainer, seed=seed), seeds=[seed])
-            once.setdefault(folders_of(one)[0], (options, one))
+            once.setdefault(next(iter(runs_of(one))), (options, one))
     run_sweep(share_out(list(once.values())))
-    return assemble(spec, as_frame(_evaluate(spec, trainings, workers), ["row", "column"]))
+    return assemble(spec, as_frame(_evaluate(spec, trainings, evaluations, workers), ["row", "column"]))
 
 
 def _training(spec: TableSpec, row: str, column: str, work: Path, workers: int) -> Training:
-    own = [*spec.train, *spec.columns[column].train, *spec.rows[row].train]
-    budget = [f"cpus={spec.budget.cpus}", f"minutes={spec.budget.minutes}", f"workers={workers}"]
-    options = [*own, *budget, f"output='{work / 'runs'}'", f"data='{work / 'datasets'}'"]
-    config = to_object(compose_config("sweep", options))
+    own = [*spec.columns[column].train, *spec.rows[row].train]
+    names = [option.split("=", 1)[0] for option in own]
+    config = to_object(compose_config("sweep", [*spec.train, *own]))
     assert isinstance(config, Sweep)
-    return options, named(config, own, [name for name in map(_name, own) if name not in _NAMED])
+    output, data, budget = str(work / "runs"), str(work / "datasets"), spec.budget
+    config = replace(config, output=output, data=data, workers=workers, cpus=budget.cpus, minutes=float(budget.minutes))
+    return own, named(config, [*spec.train, *own], [name for name in names if name not in _NAMED])
 
 
-def _name(option: str) -> str:
-    return option.split("=", 1)[0]
+def _refuse_reserved(spec: TableSpec) -> None:
+    """The table decides these itself; an option that is passed over silently would be worse than none."""
+    entries: list[TableSpec | ColumnSpec | RowSpec] = [spec, *spec.columns.values(), *spec.rows.values()]
+    for entry in entries:
+        for verb, options in (("train", entry.train), ("evaluate", entry.evaluate)):
+            for option in options:
+                if (name := option.split("=", 1)[0]) in _RESERVED[verb]:
+                    raise UserError(f"{spec.name}: {verb} has {option!r}: {_RESERVED[verb][name]}")
 
 
 def _collect(spec: TableSpec, column: str, training: Sweep) -> None:
-    dataset = training.dataset if "/" in training.dataset else training.task.dataset_id(training.dataset)
+    dataset = dataset_name(training)
     options = spec.columns[column].collect
     if dataset in list_datasets(data_root(training.data)):
         return
     if options is None:
         raise UserError(f"{spec.name}: column {column!r} needs dataset {dataset}, and has no collect: to make it by")
-    config = to_object(compose_config("collect", [*options, f"data='{training.data}'"]))
+    config = replace(to_object(compose_config("collect", options)), data=training.data)
+    if config.task.dataset_id(config.quality) != dataset:
+        made = config.task.dataset_id(config.quality)
+        raise UserError(f"{spec.name}: column {column!r} trains on {dataset}, and its collect: makes {made}")
     with bar(f"collecting {dataset}", config.episodes * config.task.max_cycles) as advance:
         made, score = collect(config, advance)
-    if made != dataset:
-        raise UserError(f"{spec.name}: column {column!r} trains on {dataset}, and its collect: makes {made}")
     console.print(f"collected {made}: mean return {score:.2f}", highlight=False)
 
 
-def _evaluate(spec: TableSpec, trainings: dict[tuple[str, str], Training], workers: int) -> list[dict[str, Any]]:
+def _evaluation(spec: TableSpec, row: str, column: str) -> Evaluate:
+    own = [*spec.evaluate, *spec.columns[column].evaluate, *spec.rows[row].evaluate]
+    command = to_object(compose_config("evaluate", [*own, "run=any", f"threads={spec.budget.cpus}"]))
+    assert isinstance(command, Evaluate)
+    return command
+
+
+def _evaluate(
+    spec: TableSpec,
+    trainings: dict[tuple[str, str], Training],
+    evaluations: dict[tuple[str, str], Evaluate],
+    workers: int,
+) -> list[dict[str, Any]]:
     """The evaluations of every row, column and seed, as entries of a frame."""
     asked: dict[Path, tuple[Run, list[Evaluate]]] = {}
     places: list[tuple[str, str, Path, int]] = []
     for (row, column), (_, config) in trainings.items():
-        own = [*spec.evaluate, *spec.columns[column].evaluate, *spec.rows[row].evaluate]
-        command = to_object(compose_config("evaluate", [*own, "run=any", f"threads={spec.budget.cpus}"]))
-        for folder in folders_of(replace(config, seeds=list(spec.seeds))):
+        command = evaluations[row, column]
+        for folder in runs_of(replace(config, seeds=list(spec.seeds))):
             _, commands = asked.setdefault(folder, (Run.open(folder), []))
             places.append((row, column, folder, len(commands)))
             commands.append(replace(command, run=str(folder)))

@@ -59,7 +59,8 @@ class SamplerConfig:
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
     def __str__(self) -> str:
-        extras = self._given()
+        defaults = {field.name: field.default for field in fields(SAMPLERS[self.name])}
+        extras = {name: value for name, value in self._given().items() if value != defaults[name]}
         words = [str(extras.pop("spacing"))] if "spacing" in extras else []
         words += [
             f"{name} {number(value)}" if not isinstance(value, bool) else name

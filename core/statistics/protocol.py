@@ -14,7 +14,8 @@ class Facts:
     Attributes:
         method: its name in the table. datasets: fingerprints of all data it was trained on.
         seeds: of its trainings. episodes: of each evaluation.
-        steps, seconds: of each training. tuning_trials: configurations tried before the one in the table, 0 for none.
+        steps, seconds: of each training, or the least and the most of them.
+        tuning_trials: configurations tried before the one in the table, 0 for none.
         selected_on_test: a checkpoint or a setting was chosen by the episodes in the table.
         cloning: it imitates the data (behavioural cloning) and serves as that baseline.
     """
@@ -23,8 +24,8 @@ class Facts:
     datasets: tuple[str, ...] | None = None
     seeds: tuple[int, ...] | None = None
     episodes: int | None = None
-    steps: int | None = None
-    seconds: float | None = None
+    steps: int | tuple[int, int] | None = None
+    seconds: float | tuple[float, float] | None = None
     tuning_trials: int | None = None
     selected_on_test: bool | None = None
     cloning: bool = False
@@ -98,8 +99,10 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _same(name: str, facts: Sequence[Facts], say: Callable[[Facts], str | None], wanted: str) -> Check:
+    """Met where all say the same, and none of them a range: trainings of a method that differ are not one budget."""
     said = [say(one) for one in facts]
-    return Check(name, None not in said and len(set(said)) == 1, _found(facts, say), wanted)
+    met = None not in said and len(set(said)) == 1 and " to " not in str(said[0])
+    return Check(name, met, _found(facts, say), wanted)
 
 
 def _least(name: str, facts: Sequence[Facts], number: Callable[[Facts], int | None], least: int, unit: str) -> Check:
@@ -123,6 +126,14 @@ def _selection(facts: Sequence[Facts]) -> Check:
 def _budget(facts: Sequence[Facts]) -> Check:
     """Equal steps, or else equal seconds."""
     wanted = "the same training steps for each, or the same seconds"
-    steps = _same("training budget", facts, lambda one: _count(one.steps, "steps"), wanted)
-    seconds = _same("training budget", facts, lambda one: _count(one.seconds, "seconds"), wanted)
+    steps = _same("training budget", facts, lambda one: _range(one.steps, "steps"), wanted)
+    seconds = _same("training budget", facts, lambda one: _range(one.seconds, "seconds"), wanted)
     return seconds if seconds.met and not steps.met else steps
+
+
+def _range(value: float | tuple[float, float] | None, unit: str) -> str | None:
+    """As `_count`, or from the least to the most."""
+    if not isinstance(value, tuple):
+        return _count(value, unit)
+    low, high = value
+    return _count(low, unit) if low == high else f"{low:,} to {high:,} {unit}"

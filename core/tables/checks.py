@@ -1,6 +1,7 @@
 """The protocol's checklist for a table, from what its evaluations and its specification state."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 from core.statistics import Check, Facts, protocol
@@ -25,22 +26,30 @@ def check(
 
 
 def _facts(spec: TableSpec, row: str, evaluations: Sequence[Evaluation], cells: Sequence[Cell]) -> Facts:
-    """What is known of a row; its seeds are those that every column has, its episodes the fewest of any evaluation."""
     settings = spec.rows[row]
-    prints = _stated([one.fingerprint for one in evaluations])
-    episodes = _stated([one.episodes for one in evaluations])
-    steps = _stated([one.training_steps for one in evaluations])
     seconds = _stated([one.training_seconds for one in evaluations])
-    return Facts(
-        row,
-        datasets=tuple(f"{one.column} {text[:12]}" for one, text in zip(evaluations, prints)) if prints else None,
-        seeds=tuple(sorted(set.intersection(*(set(cell.seeds) for cell in cells)))),
-        episodes=min(episodes) if episodes else None,
-        steps=round(sum(steps) / len(steps)) if steps else None,
+    return replace(
+        facts_of(row, evaluations, [cell.column for cell in cells]),
         seconds=_seconds(spec, seconds) if seconds else None,
         tuning_trials=settings.tuning_trials,
         selected_on_test=spec.selected_on_test,
         cloning=settings.cloning,
+    )
+
+
+def facts_of(method: str, evaluations: Sequence[Evaluation], columns: Sequence[str]) -> Facts:
+    """What the evaluations of a method state: its seeds are those that every column has, its episodes the fewest of any
+    evaluation, its steps the least and the most of any training."""
+    prints = _stated([one.fingerprint for one in evaluations])
+    episodes = _stated([one.episodes for one in evaluations])
+    steps = _stated([one.training_steps for one in evaluations])
+    seeds = [{one.training_seed for one in evaluations if one.column == column} for column in columns]
+    return Facts(
+        method,
+        datasets=tuple(f"{one.column} {text[:12]}" for one, text in zip(evaluations, prints)) if prints else None,
+        seeds=tuple(sorted(set.intersection(*seeds))) if seeds else None,
+        episodes=min(episodes) if episodes else None,
+        steps=(min(steps), max(steps)) if steps else None,
     )
 
 
@@ -50,10 +59,10 @@ def _stated(values: Sequence[T | None]) -> list[T] | None:
     return given if given and len(given) == len(values) else None
 
 
-def _seconds(spec: TableSpec, seconds: Sequence[float]) -> float:
+def _seconds(spec: TableSpec, seconds: Sequence[float]) -> tuple[float, float]:
     budget = 60 * spec.budget.minutes
     spent = all(abs(each - budget) <= SLACK * budget for each in seconds)
-    return round(budget if spent else sum(seconds) / len(seconds), 1)
+    return (budget, budget) if spent else (round(min(seconds), 1), round(max(seconds), 1))
 
 
 def _complete(cells: Sequence[Cell]) -> Check:

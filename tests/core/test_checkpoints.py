@@ -1,4 +1,6 @@
 import errno
+import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -167,3 +169,78 @@ def test_nothing_is_unpickled(path):
     torch.save({"weight": torch.ones(2)}, path)
     with pytest.raises(UserError, match="is corrupt"):
         checkpoints.load(path)
+
+
+def steps_of(paths):
+    return [checkpoints.read_metadata(path)["step"] if path.exists() else None for path in paths]
+
+
+def states(step):
+    metadata = {"step": str(step), "seconds": "0"}
+    return [({"x": torch.full((3,), float(10 * step + index))}, metadata) for index in range(3)]
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["first", "later"])
+def test_several_checkpoints_are_of_one_step_wherever_they_were_killed(tmp_path, monkeypatch, first):
+    """Every call that changes a file is once the last one."""
+    calls = []
+
+    def dying(function, last):
+        def call(*arguments, **options):
+            calls.append(function)
+            if len(calls) > last:
+                raise SystemExit  # nothing that follows happens, as after a kill
+            return function(*arguments, **options)
+
+        return call
+
+    seen = set()
+    for last in range(30):
+        folder = tmp_path / str(last)
+        paths = [folder / f"run-{index}" / "checkpoint.safetensors" for index in range(3)]
+        for path in paths:
+            path.parent.mkdir(parents=True)
+        if not first:
+            checkpoints.save_all(paths, states(5))
+        calls.clear()
+        with monkeypatch.context() as patch:
+            patch.setattr("core.files.Path.replace", dying(Path.replace, last))
+            patch.setattr("core.checkpoints.Path.unlink", dying(Path.unlink, last))
+            patch.setattr("core.checkpoints.Path.touch", dying(Path.touch, last))
+            patch.setattr("core.checkpoints.os.link", dying(os.link, last))
+            try:
+                checkpoints.save_all(paths, states(6))
+                finished = True
+            except SystemExit:
+                finished = False
+        checkpoints.settle(paths)
+        (step,) = set(steps_of(paths))
+        assert step in ((None, "6") if first else ("5", "6"))
+        seen.add((step, finished))
+        if step:
+            for path, (tensors, _) in zip(paths, states(int(step)), strict=True):
+                assert torch.equal(checkpoints.load(path)[0]["x"], tensors["x"])
+        assert not list(folder.rglob(".*.before"))
+        if finished:
+            break
+    old = None if first else "5"
+    assert seen == {(old, False), ("6", False), ("6", True)}
+    assert last > 8
+
+
+def test_a_full_disk_leaves_several_checkpoints_as_they_were(tmp_path, monkeypatch):
+    paths = [tmp_path / f"run-{index}" / "checkpoint.safetensors" for index in range(3)]
+    checkpoints.save_all(paths, states(5))
+    save_file, calls = checkpoints.save_file, []
+
+    def full(*arguments, **options):
+        calls.append(1)
+        if len(calls) == 2:
+            raise OSError(28, "No space left on device")
+        save_file(*arguments, **options)
+
+    monkeypatch.setattr(checkpoints, "save_file", full)
+    with pytest.raises(UserError, match="No space left on device"):
+        checkpoints.save_all(paths, states(6))
+    assert steps_of(paths) == ["5"] * 3
+    assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == ["checkpoint.safetensors"] * 3

@@ -9,7 +9,7 @@ import marl
 from core.algorithm import TeamSpec
 from core.cli.commands import register_schemas
 from core.cli.compose import configure, configure_grid
-from core.cli.train import build
+from core.cli.trainings import build
 from core.config import compose_all, compose_config, differences, from_dict, grid, to_object
 from core.data import Provenance
 from core.errors import UserError

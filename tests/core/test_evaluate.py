@@ -88,7 +88,7 @@ def test_packs_fill_a_batch_and_share_a_sampler():
     made = list(packs([*small, *large, *other]))
     assert sorted(map(len, made)) == [1, 1, 1, 1, 1, 2]
     assert sorted((one for pack in made for one in pack), key=repr) == sorted([*small, *large, *other], key=repr)
-    assert small[:2] in made
+    assert any(len([one for one in pack if one in small]) == 2 for pack in made)
     for pack in made:
         assert len({(one.sampler.steps, one.temperature) for one in pack}) == 1
 

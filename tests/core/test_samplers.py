@@ -185,7 +185,7 @@ def test_bad_arguments(make, options, message):
         ({"name": "ddpm", "large": True}, DDPM(5, large=True), "ddpm-5, large"),
         ({"name": "ddpm", "spacing": "leading"}, DDPM(5, "leading"), "ddpm-5, leading"),
         ({"name": "dpm"}, DPMSolver(5), "dpm-5"),
-        ({"name": "dpm", "order": 3, "spacing": "time"}, DPMSolver(5, "time", order=3), "dpm-5, time, order 3"),
+        ({"name": "dpm", "order": 3, "spacing": "time"}, DPMSolver(5, "time", order=3), "dpm-5, order 3"),
         ({"name": "dpm", "order": 1, "sde": True}, DPMSolver(5, order=1, sde=True), "dpm-5, order 1, sde"),
         ({"name": "dpm", "singlestep": True}, DPMSolver(5, singlestep=True), "dpm-5, singlestep"),
         ({"name": "heun"}, Heun(5), "heun-5"),

@@ -217,7 +217,7 @@ def test_killed_between_checkpoints(straight, tmp_path):
 
 def test_rows_after_the_checkpoint_are_dropped(straight, tmp_path, monkeypatch):
     """Killed between the writing of the metrics and that of the checkpoint."""
-    save, calls = checkpoints.save, []
+    save, calls = checkpoints.save_all, []
 
     def dies_at_the_second(*arguments):
         calls.append(arguments)
@@ -225,7 +225,7 @@ def test_rows_after_the_checkpoint_are_dropped(straight, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         save(*arguments)
 
-    monkeypatch.setattr(training.checkpoints, "save", dies_at_the_second)
+    monkeypatch.setattr(training.checkpoints, "save_all", dies_at_the_second)
     with pytest.raises(KeyboardInterrupt):
         trainer(tmp_path).run()
     monkeypatch.undo()

@@ -9,7 +9,8 @@ import core
 import marl
 from core.algorithm import Acting
 from core.cli.compose import configure
-from core.cli.train import build, train
+from core.cli.train import train
+from core.cli.trainings import build
 from core.data import Provenance, write_dataset
 from core.errors import UserError
 from core.rollout import rollout
