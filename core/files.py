@@ -25,6 +25,11 @@ def replacing(path: Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         temporary.chmod(0o644)
         temporary.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # so that the new name outlives a power cut too
+        finally:
+            os.close(folder)
     finally:
         temporary.unlink(missing_ok=True)
 

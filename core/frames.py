@@ -116,17 +116,22 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def check_format(path: Path) -> None:
+    """Raise a UserError for a name that is neither .parquet nor .csv."""
+    if path.suffix not in (".parquet", ".csv"):
+        raise UserError(f"cannot tell the format of {path.name!r}: name it .parquet or .csv")
+
+
 def save_frame(frame: pd.DataFrame, path: Path) -> None:
     """Write a table whole, as .parquet or .csv by its name.
 
     Raises:
         UserError: another name, a full disk or a read-only folder.
     """
-    writers = {".parquet": frame.to_parquet, ".csv": frame.to_csv}
-    if path.suffix not in writers:
-        raise UserError(f"cannot tell the format of {path.name!r}: name it .parquet or .csv")
+    check_format(path)
+    write = frame.to_parquet if path.suffix == ".parquet" else frame.to_csv
     try:
         with replacing(path) as temporary:
-            writers[path.suffix](temporary, index=False)
+            write(temporary, index=False)
     except OSError as error:
         raise UserError(f"cannot write {path}: {reason(error)}; free the disk or choose another folder") from error

@@ -23,6 +23,8 @@ _DRAWS = (torch.rand, torch.randn, torch.randint, torch.randperm)
 #: Entries of a checkpoint that have no dimension for the seeds: Adam counts the steps of a tensor.
 _COMMON = re.compile(r"optimiser\..*\.step")
 
+_SAME = "a stacked loss must draw the same shapes in the same order at every step"
+
 _Draw = tuple[Callable[..., Tensor], tuple[Any, ...], dict[str, Any]]
 
 
@@ -57,9 +59,12 @@ class Stack:
         ]
 
         def loss(state: dict[str, Tensor], index: Tensor, drawn: list[Tensor]) -> dict[str, Tensor]:
-            replay = _Replay(self._generator, self._drawn[phase.name], drawn) if drawn else nullcontext()
-            with replay:
-                return functional_call(self._call, state, (phase, batches, index, self._generator))
+            replay = _Replay(self._generator, self._drawn[phase.name], drawn)
+            with replay if drawn else nullcontext():
+                found = functional_call(self._call, state, (phase, batches, index, self._generator))
+            if replay.left:
+                raise RuntimeError(_SAME)
+            return found
 
         with sdpa_kernel(SDPBackend.MATH):  # the fused kernel of CPUs would be called for each seed
             return torch.vmap(loss, randomness="error")(self._state, index, drawn)
@@ -148,5 +153,5 @@ class _Replay(_Draws):
 
     def draw(self, function: Callable[..., Tensor], args: tuple[Any, ...], options: dict[str, Any]) -> Tensor:
         if not self.left or self.left[0][0] != (function, args, options):
-            raise RuntimeError("a stacked loss must draw the same shapes in the same order at every step")
+            raise RuntimeError(_SAME)
         return self.left.pop(0)[1]

@@ -239,6 +239,11 @@ class MADiffPolicy(Reactive):
         guidance: Sequence[GuidanceConfig] = (),
         denoiser: Denoiser | None = None,
     ):
+        schedule = (denoiser or planner.denoiser).schedule
+        try:
+            acting.sampler.build().grid(schedule)
+        except ValueError as error:
+            raise UserError(f"sampler {acting.sampler} does not fit the planner's {schedule}: {error}") from error
         self.planner = planner
         self.denoiser = denoiser
         self.acting = acting

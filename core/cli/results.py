@@ -4,7 +4,7 @@ from pathlib import Path
 
 from core.cli.show import print_protocol, print_rows
 from core.errors import UserError
-from core.frames import find_runs, results, save_frame
+from core.frames import check_format, find_runs, results, save_frame
 from core.progress import console
 
 _USAGE = "convoy results FOLDER...  [out=TABLE.parquet | out=TABLE.csv]  [options=algo.horizon,trainer.steps]"
@@ -20,6 +20,8 @@ def command(arguments: list[str]) -> None:
         return
     if odd := [folder for folder in folders if "=" in folder or folder.startswith("-")]:
         raise UserError(f"{odd[0]!r} is no folder: write {_USAGE}")
+    for out in outs:
+        check_format(Path(out))
     evaluated = [(run, run.rows()) for run in find_runs(folders)]
     if not any(rows for _, rows in evaluated):
         raise UserError(f"the runs in {', '.join(folders)} have no evaluations yet: convoy evaluate run={folders[0]}")

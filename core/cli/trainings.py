@@ -78,6 +78,7 @@ def train_together(
         KeyboardInterrupt: `stop` asked to; checkpoints were written.
     """
     config = next(iter(config_of.values()))
+    device_of(config.trainer.device)
     dataset = load_dataset(config)
     completed = marl.ALGORITHMS[config.algo.name].completed(config.algo)
     build(completed, spec_of(dataset))  # before any folder is made

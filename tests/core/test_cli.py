@@ -304,6 +304,18 @@ def broken_table(place):
     (place / "madiff" / "evaluations.jsonl").write_text('{"method": "madiff"}\n')
 
 
+def stepless(place):
+    checkpoints.save(place / "madiff" / "checkpoint.safetensors", {"x": torch.zeros(1)}, {})
+
+
+def odd_row(place):
+    row = dict.fromkeys(("return_mean", "cost_mean", "training_seconds"), 1.0)
+    row |= dict.fromkeys(("dataset", "method", "sampler"), "a") | dict.fromkeys(("episodes", "teams"), 1)
+    row |= {"seed": 1, "training_steps": 1, "interval": ["ab", "c"], "guidance_scale": "high"}
+    row |= dict.fromkeys(("returns", "normalised_score", "seconds_per_decision"))
+    (place / "madiff" / "evaluations.jsonl").write_text(json.dumps(row) + "\n")
+
+
 def a_file(place):
     (place / "file").write_text("")
 
@@ -358,6 +370,13 @@ BAD = [
     ("evaluate run=madiff episodes=2", "config.yaml", without_quality),
     ("evaluate run=madiff episodes=2", "cannot be read", broken_table),
     ("evaluate run=madiff workers=-1", "workers", None),
+    ("evaluate run=madiff episodes=2 sampler.spacing=leading", "does not fit the planner's", None),
+    ("evaluate run=madiff episodes=2 cost_limit=nan", "cost_limit", None),
+    ("evaluate run=madiff episodes=2 cost_limit=inf", "cost_limit", None),
+    ("evaluate run=madiff parallel=1,2", "parallel takes one value", None),
+    ("evaluate run=", "run= is empty", None),
+    ("evaluate run=madiff", "says nothing of its step", stepless),
+    ("results madiff", "cannot be read", odd_row),
     (f"{NEW} loggers=[tensorbord]", "did you mean 'tensorboard'", None),
     ("results nowhere", "nowhere is no folder", None),
     ("results madiff", "no evaluations yet", None),
