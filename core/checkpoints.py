@@ -50,50 +50,50 @@ def save_all(paths: Sequence[Path], states: Sequence[tuple[dict[str, Tensor], di
                 on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
                 temporary = files.enter_context(replacing(path))
                 save_file(on_cpu, temporary, metadata={**metadata, _DIGEST: _digest(on_cpu, metadata)})
-            if len(paths) > 1:
-                for path in paths:
-                    _keep(path)
-        if len(paths) > 1:
-            for path in paths:
-                _previous(path).unlink()
+            before = _before(paths) if len(paths) > 1 else {}
+            for path, kept in before.items():
+                kept.unlink(missing_ok=True)
+                _copy(path, kept) if path.exists() else kept.touch()
+        for kept in before.values():
+            kept.unlink()
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot write checkpoint {path}: {reason(error)}; the previous one is kept") from error
 
 
-def _previous(path: Path) -> Path:
-    """What a checkpoint held before the others of its stack were written; empty if there was none."""
-    return path.with_name(f".{path.stem}.before")
+def _before(paths: Sequence[Path]) -> dict[Path, Path]:
+    """Where each of several files keeps what it held before all of them are written; their number is in the name."""
+    names = hashlib.blake2b("\n".join(path.parent.name for path in paths).encode(), digest_size=6).hexdigest()
+    return {path: path.with_name(f".{path.stem}.{len(paths)}-{names}.before") for path in paths}
 
 
-def _keep(path: Path) -> None:
-    previous = _previous(path)
-    previous.unlink(missing_ok=True)
-    if path.exists():
-        try:
-            os.link(path, previous)
-        except OSError:  # a file system without links
-            shutil.copyfile(path, previous)
-    else:
-        previous.touch()
+def _copy(path: Path, to: Path) -> None:
+    try:
+        os.link(path, to)
+    except OSError:  # a file system without links
+        shutil.copyfile(path, to)
 
 
 def settle(paths: Sequence[Path]) -> None:
-    """Mend a `save_all` that was killed between two of its files, so that all are of one step again.
+    """Mend each `save_all` that was killed between two of its files, so that these are of one step again.
 
-    What was before is kept for all files, then all are replaced, then what was before is removed: if all of them still
-    have it, some may be new and some old, and all go back; otherwise none was replaced, or all were.
+    What was before is kept for all files, then all are replaced, then what was before is removed. If all of them still
+    have it, some may be new and some old, and all go back; otherwise none was replaced, or all were. A kill in here is
+    mended by the next call: nothing that is kept is removed before all files are back.
     """
-    there = [path for path in paths if _previous(path).exists()]
-    for path in there:
-        previous = _previous(path)
-        if len(there) < len(paths):
-            previous.unlink()
-        elif previous.stat().st_size:
-            previous.replace(path)
-            previous.unlink(missing_ok=True)  # still there where it is the same file
-        else:
-            path.unlink(missing_ok=True)
-            previous.unlink()
+    kept: dict[str, list[tuple[Path, Path]]] = {}
+    for path in paths:
+        for before in sorted(path.parent.glob(f".{path.stem}.*.before")):
+            kept.setdefault(before.name, []).append((path, before))
+    for name, group in kept.items():
+        if len(group) == int(name.split(".")[-2].split("-")[0]):
+            for path, before in group:
+                if before.stat().st_size:
+                    with replacing(path) as temporary:
+                        shutil.copyfile(before, temporary)
+                else:
+                    path.unlink(missing_ok=True)
+        for _, before in group:
+            before.unlink()
 
 
 def load(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -1,5 +1,7 @@
 import errno
 import os
+from contextlib import contextmanager, suppress
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -180,52 +182,68 @@ def states(step):
     return [({"x": torch.full((3,), float(10 * step + index))}, metadata) for index in range(3)]
 
 
-@pytest.mark.parametrize("first", [True, False], ids=["first", "later"])
-def test_several_checkpoints_are_of_one_step_wherever_they_were_killed(tmp_path, monkeypatch, first):
-    """Every call that changes a file is once the last one."""
+class Killed(BaseException):
+    """Nothing that follows happens."""
+
+
+@contextmanager
+def killed_after(changes):
+    """A kill at the change of a file after this many: no later one is made, clean-up included."""
     calls = []
 
-    def dying(function, last):
+    def dying(function):
         def call(*arguments, **options):
             calls.append(function)
-            if len(calls) > last:
-                raise SystemExit  # nothing that follows happens, as after a kill
+            if len(calls) > changes:
+                raise Killed
             return function(*arguments, **options)
 
         return call
 
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("replace", "unlink", "touch"):
+            patch.setattr(Path, name, dying(getattr(Path, name)))
+        patch.setattr(os, "link", dying(os.link))
+        with suppress(Killed):
+            yield
+        if len(calls) <= changes:
+            calls.clear()
+    killed_after.survived = not calls
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["first", "later"])
+@pytest.mark.parametrize("beside", [True, False], ids=["beside another run", "alone"])
+def test_several_checkpoints_are_of_one_step_wherever_they_were_killed(tmp_path, first, beside):
+    """Killed at every change of a file, and killed again at every change of the mending."""
     seen = set()
-    for last in range(30):
-        folder = tmp_path / str(last)
+    for changes, again in product(range(40), range(12)):
+        folder = tmp_path / f"{changes}-{again}"
         paths = [folder / f"run-{index}" / "checkpoint.safetensors" for index in range(3)]
-        for path in paths:
+        other = folder / "run-3" / "checkpoint.safetensors"
+        for path in (*paths, other):
             path.parent.mkdir(parents=True)
+        checkpoints.save_all([other], states(3)[:1])
         if not first:
             checkpoints.save_all(paths, states(5))
-        calls.clear()
-        with monkeypatch.context() as patch:
-            patch.setattr("core.files.Path.replace", dying(Path.replace, last))
-            patch.setattr("core.checkpoints.Path.unlink", dying(Path.unlink, last))
-            patch.setattr("core.checkpoints.Path.touch", dying(Path.touch, last))
-            patch.setattr("core.checkpoints.os.link", dying(os.link, last))
-            try:
-                checkpoints.save_all(paths, states(6))
-                finished = True
-            except SystemExit:
-                finished = False
-        checkpoints.settle(paths)
+        job = [other, *paths] if beside else paths
+        with killed_after(changes):
+            checkpoints.save_all(paths, states(6))
+        survived = killed_after.survived
+        with killed_after(again):
+            checkpoints.settle(job)
+        checkpoints.settle(job)
         (step,) = set(steps_of(paths))
-        assert step in ((None, "6") if first else ("5", "6"))
-        seen.add((step, finished))
+        seen.add((step, survived))
         if step:
             for path, (tensors, _) in zip(paths, states(int(step)), strict=True):
                 assert torch.equal(checkpoints.load(path)[0]["x"], tensors["x"])
+        assert steps_of([other]) == ["3"]
         assert not list(folder.rglob(".*.before"))
-        if finished:
+        if survived:
             break
     old = None if first else "5"
     assert seen == {(old, False), ("6", False), ("6", True)}
-    assert last > 8
+    assert changes > 8
 
 
 def test_a_full_disk_leaves_several_checkpoints_as_they_were(tmp_path, monkeypatch):
