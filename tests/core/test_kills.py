@@ -131,7 +131,7 @@ def test_a_stack_killed_while_it_writes_its_checkpoints(place):
     straight = sorted((place / "straight").glob("mpe-*"))
     runs, command = [place / "killed" / run.name for run in straight], [*STACK, "output=killed"]
     assert len(runs) == 3
-    placing = lambda: list(runs[0].glob(".checkpoint.before*"))  # noqa: E731
+    placing = lambda: list(runs[0].glob(".checkpoint.*.before"))  # noqa: E731
     for sign in (on_write(runs[0]), on_write(runs[-1]), placing):
         assert killed(command, sign)
         for path in (place / "killed").glob("*/checkpoint.safetensors"):

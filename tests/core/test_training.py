@@ -2,9 +2,6 @@ import json
 import math
 import os
 import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -358,10 +355,9 @@ def test_a_broken_configuration(text, tmp_path):
         Run.open(tmp_path / "nowhere")
 
 
-# Killed processes
+# Stopped processes; tests/core/test_kills.py kills them
 
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 TINY = [
     "algo=madiff", "algo.width=16", "algo.horizon=4", "algo.inverse.hidden=16", "data=data", "trainer.batch_size=8",
     "trainer.device=cpu", "trainer.steps=100", "trainer.warmup=10", "trainer.checkpoint_every=5", "trainer.log_every=5",
@@ -380,60 +376,6 @@ def workplace(tmp_path_factory):
     finally:
         os.chdir(before)
     return folder
-
-
-def start(folder, run):
-    """The training in a process of its own."""
-    command = [sys.executable, "-c", "import sys; from core.cli import main; sys.exit(main())", "train", *TINY, run]
-    return subprocess.Popen(
-        command, cwd=folder, env=os.environ | {"PYTHONPATH": str(REPOSITORY)}, stdout=subprocess.DEVNULL
-    )
-
-
-def wait_for(process, path, content=b""):
-    """Until the file is there and is not what it was, or the process came to its end."""
-    limit = time.monotonic() + 120
-    while time.monotonic() < limit and process.poll() is None:
-        if path.exists() and path.read_bytes() != content:
-            break
-        time.sleep(0.002)
-    assert process.poll() in (None, 0)
-    assert path.exists()
-
-
-def test_killed_by_the_system_and_resumed(workplace, monkeypatch):
-    """kill -9 as soon as there is a checkpoint; the same command goes on to the same weights."""
-    monkeypatch.chdir(workplace)
-    process = start(workplace, "run=killed")
-    wait_for(process, workplace / "killed" / "checkpoint.safetensors")
-    process.kill()
-    process.wait()
-    assert checkpoints.load(workplace / "killed" / "checkpoint.safetensors")[1]["step"] != "100"
-    assert main(["train", *TINY, "run=killed"]) == 0
-    assert_same_state(workplace / "killed", workplace / "straight")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("moments", [(0.0,), (0.5, 0.0), (0.02, 0.05, 0.1)], ids=["once", "twice", "thrice"])
-def test_killed_at_several_moments(workplace, moments, monkeypatch, request):
-    """Killed before the first checkpoint, then again and again, each time some seconds after a fresh one."""
-    monkeypatch.chdir(workplace)
-    run = workplace / f"killed-{request.node.callspec.id}"
-    checkpoint = run / "checkpoint.safetensors"
-    process = start(workplace, f"run={run.name}")
-    wait_for(process, run / "config.yaml")
-    process.kill()
-    process.wait()
-    for moment in moments:
-        content = checkpoint.read_bytes() if checkpoint.exists() else b""
-        process = start(workplace, f"run={run.name}")
-        wait_for(process, checkpoint, content)
-        time.sleep(moment)
-        process.kill()
-        process.wait()
-        checkpoints.load(checkpoint)
-    assert main(["train", *TINY, f"run={run.name}"]) == 0
-    assert_same_state(run, workplace / "straight")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "terminated"])
