@@ -103,7 +103,7 @@ def test_no_global_randomness(path):
     """Randomness is an argument; only the command line seeds the initial weights."""
     seeded = [call for name in ("manual_seed", "seed") for call in calls(path, name)]
     of_modules = [call for call in seeded if ast.unparse(call.func.value) in ("torch", "np.random", "random")]
-    assert not of_modules or path == "core/cli/train.py"
+    assert not of_modules or path == "core/cli/trainings.py"
 
 
 @pytest.mark.parametrize("path", FILES["core"] + FILES["marl"])

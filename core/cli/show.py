@@ -4,8 +4,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from rich.box import SIMPLE
+from rich.box import SIMPLE_HEAD
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.table import Table
 
 from core.evaluations import Row
@@ -20,6 +21,10 @@ Evaluated = Sequence[tuple[Run, Sequence[Row]]]
 
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:g}"
+
+
+def _above(row: Row) -> str:
+    return "" if row.violation_rate is None else f"{row.violation_rate:.0%} > {_number(row.cost_limit)}"
 
 
 def _task(run: Run) -> str:
@@ -41,13 +46,15 @@ _COLUMNS: list[tuple[str, bool, Callable[[Run, Row], str]]] = [
     ("95% interval", True, lambda run, row: f"{row.interval[0]:.2f} to {row.interval[1]:.2f}"),
     ("score", True, lambda run, row: "" if row.normalised_score is None else f"{row.normalised_score:.1f}"),
     ("cost", True, lambda run, row: f"{row.cost_mean:.2f}"),
-    ("above", True, lambda run, row: "" if row.violation_rate is None else f"{row.violation_rate:.1%}"),
-    ("limit", True, lambda run, row: _number(row.cost_limit)),
+    ("above limit", True, lambda run, row: _above(row)),
     ("ms", True, lambda run, row: "" if row.seconds_per_decision is None else f"{1e3 * row.seconds_per_decision:.3g}"),
 ]
 
 #: Columns that stand in the table even where all rows agree.
-_RESULTS = ("return", "95% interval", "score", "cost", "above", "ms")
+_RESULTS = ("return", "95% interval", "score", "cost", "above limit", "ms")
+
+#: Columns that a narrow terminal does without, the first ones first.
+_DISPENSABLE = ("ms", "cost", "steps", "asked", "95% interval")
 
 
 def print_rows(evaluated: Evaluated) -> None:
@@ -58,38 +65,52 @@ def print_rows(evaluated: Evaluated) -> None:
     shown = [(heading, number) for heading, number, _ in _COLUMNS if heading not in alike and any(entries[heading])]
     shared = ", ".join(f"{heading} {entries[heading][0]}" for heading in entries if heading in alike)
     console.print(shared, markup=False, highlight=False)
-    table = Table(box=SIMPLE, padding=(0, 1, 0, 0))
-    for heading, number in shown:
-        table.add_column(heading, justify="right" if number else "left", no_wrap=number, overflow="fold")
-    for index in range(len(rows)):
-        table.add_row(*(escape(entries[heading][index]) for heading, _ in shown))
-    console.print(table)
+    _print_fitting(shown, [[entries[heading][index] for heading, _ in shown] for index in range(len(rows))])
     _print_seeds(rows)
     notes = "95% interval: over episodes. cost: an episode's, of one agent. score: normalised return."
     timed = " ms: of a decision for one team, many at once." if any(entries["ms"]) else ""
     console.print(notes + timed, highlight=False)
 
 
+def _print_fitting(columns: Sequence[tuple[str, bool]], lines: Sequence[Sequence[str]]) -> None:
+    """Print a table; on a terminal that is too narrow some columns are left out, and said to be."""
+    left_out: list[str] = []
+    while True:
+        table = Table(box=SIMPLE_HEAD, padding=0, pad_edge=False)
+        for heading, number in columns:
+            if heading not in left_out:
+                table.add_column(heading, justify="right" if number else "left", no_wrap=True)
+        for line in lines:
+            table.add_row(*(escape(value) for (heading, _), value in zip(columns, line) if heading not in left_out))
+        fits = Measurement.get(console, console.options.update(max_width=10_000), table).maximum <= console.width
+        more = [heading for heading in _DISPENSABLE if heading in dict(columns) and heading not in left_out]
+        if fits or not more:
+            break
+        left_out.append(more[0])
+    console.print(table, crop=False, no_wrap=True, overflow="ignore", width=None if fits else 10_000)
+    if left_out:
+        console.print(f"too narrow for {', '.join(left_out)}: see convoy results ... out=table.csv", highlight=False)
+
+
 def _print_seeds(rows: Sequence[tuple[Run, Row]]) -> None:
     """Means over the seeds of each method and cell, where there are several."""
-    groups: dict[tuple[object, ...], list[Row]] = {}
+    groups: dict[tuple[object, ...], dict[int, Row]] = {}
     for run, row in rows:
-        groups.setdefault((_task(run), row.dataset, row.method, row.cell), []).append(row)
-    several = [group for group in groups.values() if len(group) > 1]
+        cell = replace(row.cell, cost_limit=None)  # of the same episodes, whatever their cost is held against
+        groups.setdefault((_task(run), row.dataset, row.method, cell), {})[run.config["trainer"]["seed"]] = row
+    several = [list(group.values()) for group in groups.values() if len(group) > 1]
     if not several:
         return
-    table = Table(box=SIMPLE, padding=(0, 1, 0, 0))
-    for heading in ("dataset", "method", "sampler", "scale", "asked"):
-        table.add_column(heading, overflow="fold")
-    for heading in ("seeds", "score over seeds", "95% interval"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    columns = [("dataset", False), ("method", False), ("sampler", False), ("scale", True), ("asked", True)]
+    columns += [("seeds", True), ("score over seeds", True), ("95% interval", True)]
+    lines = []
     for group in several:
         row = group[0]
-        labels = (row.dataset, row.method, row.sampler, _number(row.guidance_scale), _number(row.returns))
+        labels = [row.dataset, row.method, row.sampler, _number(row.guidance_scale), _number(row.returns)]
         over = mean([one.return_mean if one.normalised_score is None else one.normalised_score for one in group])
-        numbers = (str(len(group)), f"{over.value:.1f}", f"{over.low:.1f} to {over.high:.1f}")
-        table.add_row(*map(escape, labels), *numbers)
-    console.print(table)
+        lines.append([*labels, str(len(group)), f"{over.value:.1f}", f"{over.low:.1f} to {over.high:.1f}"])
+    kept = [index for index in range(len(columns)) if any(line[index] for line in lines)]
+    _print_fitting([columns[index] for index in kept], [[line[index] for index in kept] for line in lines])
 
 
 def print_protocol(evaluated: Evaluated) -> None:

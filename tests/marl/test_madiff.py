@@ -313,7 +313,7 @@ def test_saved_and_loaded_it_plans_the_same(config, tmp_path):
         "method": "madiff",
         "task": {},
         "algo": asdict(config),
-        "trainer": {},
+        "trainer": {"seed": 0},
         "dataset": {"id": "mpe/spread-v0", "quality": "expert"},
         "spec": asdict(SPEC),
     }
@@ -334,7 +334,7 @@ def test_loading_another_algorithms_run(tmp_path):
         "method": "bc",
         "task": {},
         "algo": asdict(CloningConfig()),
-        "trainer": {},
+        "trainer": {"seed": 0},
         "dataset": {"id": "mpe/spread-v0", "quality": "expert"},
         "spec": asdict(SPEC),
     }
