@@ -98,7 +98,7 @@ def _refuse_one_folder_for_two(configs: Sequence[Sweep]) -> None:
     for config in configs:
         other = owner.setdefault(run_name(config), config)
         if other != config:
-            what = differences(chosen(other), chosen(config))
+            what = differences(chosen(other), chosen(config)) or [f"data was {other.data}, is {config.data}"]
             raise UserError(f"two trainings would share the folder {run_name(config)} ({what[0]}): give each a method=")
 
 
