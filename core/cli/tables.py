@@ -58,12 +58,12 @@ def make(spec: TableSpec, work: Path, *, workers: int = 0) -> Table:
     evaluations = {place: _evaluation(spec, *place) for place in trainings}  # mistakes show before anything is trained
     for column in spec.columns:
         _collect(spec, column, trainings[next(iter(spec.rows)), column][1])
-    once: dict[Path, Training] = {}
-    for options, config in trainings.values():
-        for seed in spec.seeds:
-            one = replace(config, trainer=replace(config.trainer, seed=seed), seeds=[seed])
-            once.setdefault(next(iter(runs_of(one))), (options, one))
-    run_sweep(share_out(list(once.values())))
+    each = [
+        (options, replace(config, trainer=replace(config.trainer, seed=seed)))
+        for options, config in trainings.values()
+        for seed in spec.seeds
+    ]
+    run_sweep(share_out(each))
     return assemble(spec, as_frame(_evaluate(spec, trainings, evaluations, workers), ["row", "column"]))
 
 
