@@ -66,7 +66,7 @@ def check_writable(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe.write_bytes(bytes(4096))
-        probe.unlink()
+        probe.unlink(missing_ok=True)
     except OSError as error:
         if folder.is_dir():
             probe.unlink(missing_ok=True)
@@ -107,8 +107,13 @@ def locked(path: Path, holder: str) -> Iterator[None]:
 
 def remove_leftovers(folder: Path) -> None:
     """Remove what a kill left of files that were being written. Only who holds the folder's lock may do so."""
-    for path in folder.glob(".*.????????"):
-        path.unlink(missing_ok=True)
+    for pattern in (
+        ".*.????????",
+        ".tmp??????",
+        ".probe-*",
+    ):  # ours, safetensors' own beside them, and `check_writable`'s
+        for path in folder.glob(pattern):
+            path.unlink(missing_ok=True)
 
 
 @contextmanager

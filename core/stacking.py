@@ -5,6 +5,7 @@ all seeds. Every seed keeps its own data order and noise, so it learns what it w
 """
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -110,7 +111,7 @@ class _Call(nn.Module):
         return phase.loss(batches.gather(index), generator)
 
 
-class _Draws(TorchFunctionMode):
+class _Draws(TorchFunctionMode, ABC):
     """Stands between a loss and its generator."""
 
     def __init__(self, generator: torch.Generator):
@@ -127,9 +128,9 @@ class _Draws(TorchFunctionMode):
             raise NotImplementedError(f"a stacked loss cannot draw with {function.__name__}: use torch.rand or randn")
         return self.draw(function, args, {name: value for name, value in options.items() if name != "generator"})
 
+    @abstractmethod
     def draw(self, function: Callable[..., Tensor], args: tuple[Any, ...], options: dict[str, Any]) -> Tensor:
         """What the loss gets."""
-        raise NotImplementedError
 
 
 class _Record(_Draws):

@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from contextlib import chdir
 from pathlib import Path
 
 import pytest
@@ -31,15 +32,11 @@ ALL_MADIFF = " ".join(MADIFF)
 def made(tmp_path_factory):
     """A dataset and three trained runs, by the command line."""
     folder = tmp_path_factory.mktemp("made")
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
+    with chdir(folder):
         assert main(["collect", "task=mpe/spread", "quality=expert", "episodes=12", "data=data"]) == 0
         assert main(["train", *MADIFF, "run=madiff"]) == 0
         for preset in ("bc", "bc_returns"):
             assert main(["train", f"algo={preset}", "algo.hidden=16", *TRAINER, f"run={preset}"]) == 0
-    finally:
-        os.chdir(before)
     return folder
 
 
@@ -203,6 +200,17 @@ def test_training_again_changes_nothing(place):
     before = files_below(place)
     assert main(["train", *MADIFF, "run=madiff"]) == 0
     assert files_below(place) == before
+
+
+def test_a_training_removes_what_a_kill_left_half_written(place):
+    left = [".checkpoint.safetensors.ab_d3f6h", ".metrics.csv.01234567", ".tmpaB3dEf", ".probe-123"]
+    kept = [".checkpoint.safetensors", ".notes", "notes.tmp", ".gitignore"]
+    for name in (*left, *kept):
+        (place / "bc" / name).write_text("x")
+    assert main(["train", "algo=bc", "algo.hidden=16", *TRAINER, "run=bc"]) == 0
+    names = {path.name for path in (place / "bc").iterdir()}
+    assert not names & set(left)
+    assert set(kept) <= names
 
 
 def test_data_list_and_info(place, capsys):

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from contextlib import chdir
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,15 +32,11 @@ FAST = [
 def made(tmp_path_factory):
     """A planner and a return-conditioned clone, hardly trained, on episodes of four steps."""
     folder = tmp_path_factory.mktemp("made")
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
+    with chdir(folder):
         assert main(["collect", "quality=mixed", "episodes=8", "data=data", "task.max_cycles=4"]) == 0
         planner = ["algo=madiff", "algo.width=16", "algo.horizon=4", "algo.inverse.hidden=16"]
         assert main(["train", *planner, "dataset=mixed", *FAST, "run=madiff"]) == 0
         assert main(["train", "algo=bc_returns", "algo.hidden=16", "dataset=mixed", *FAST, "run=bc_returns"]) == 0
-    finally:
-        os.chdir(before)
     return folder
 
 

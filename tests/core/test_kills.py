@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import chdir
 from pathlib import Path
 
 import pytest
@@ -35,13 +36,9 @@ GRID = [
 def made(tmp_path_factory):
     """A small dataset and an undisturbed training on it."""
     folder = tmp_path_factory.mktemp("made")
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
+    with chdir(folder):
         assert main(["collect", "quality=expert", "episodes=6", "data=data", "task.max_cycles=5"]) == 0
         assert main([*TRAIN, "run=straight"]) == 0
-    finally:
-        os.chdir(before)
     return folder
 
 

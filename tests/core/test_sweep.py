@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import chdir
 from itertools import count, product
 from pathlib import Path
 from types import SimpleNamespace
@@ -54,9 +55,7 @@ def run_jobs(jobs, workers, keep_going):
 def made(tmp_path_factory):
     """Two datasets, a sweep of stacks, and the same trainings alone."""
     folder = tmp_path_factory.mktemp("made")
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
+    with chdir(folder):
         for quality in ("expert", "mixed"):
             assert main(["collect", f"quality={quality}", "episodes=8", "data=data", "task.max_cycles=4"]) == 0
         with pytest.MonkeyPatch.context() as patch:
@@ -65,8 +64,6 @@ def made(tmp_path_factory):
         for run, (algo, data, seed) in zip(NAMES, EACH, strict=True):
             options = [f"algo={algo}", f"dataset={data}", f"trainer.seed={seed}", *FAST]
             assert main(["train", *options, f"run=alone/{run}"]) == 0
-    finally:
-        os.chdir(before)
     return folder
 
 

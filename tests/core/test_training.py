@@ -1,10 +1,9 @@
 import json
 import math
-import os
 import signal
+from contextlib import chdir
 from dataclasses import replace
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 import torch
@@ -368,13 +367,9 @@ TINY = [
 def workplace(tmp_path_factory):
     """A small dataset and an uninterrupted run of it."""
     folder = tmp_path_factory.mktemp("workplace")
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
+    with chdir(folder):
         assert main(["collect", "quality=expert", "episodes=6", "data=data"]) == 0
         assert main(["train", *TINY, "run=straight"]) == 0
-    finally:
-        os.chdir(before)
     return folder
 
 
