@@ -14,19 +14,12 @@ from core import checkpoints
 from core.config import from_dict
 from core.data.trajectories import Trajectories
 from core.device import device_of
+from core.environments import TeamSpec
 from core.errors import UserError
 from core.rollout import Policy
 from core.runs import Run
 from core.samplers import SamplerConfig
-
-
-@dataclass(frozen=True)
-class TeamSpec:
-    """Sizes of a team's task: A agents with observations of O and actions of U entries."""
-
-    agents: int
-    observation_dim: int
-    action_dim: int
+from core.samplers.config import number
 
 
 @dataclass
@@ -59,6 +52,50 @@ class GuidanceConfig:
         return torch.tensor([one.scale for one in guidance]), torch.tensor([one.returns for one in guidance])
 
 
+#: Who plans: one for all agents, or each for itself.
+MODES = ("centralised", "decentralised")
+
+
+@dataclass
+class PlanningConfig:
+    """How a planner uses its plans.
+
+    Attributes:
+        mode: "centralised" makes one joint plan of what all agents see; "decentralised" has each agent make a joint
+            plan of what it sees itself, of which it executes its own part.
+        every: steps that are executed of each plan.
+        warm: diffusion time in (0, 1) at which sampling takes up the previous plan, shifted by the steps executed and
+            noised; 1 begins with noise alone.
+        noise: "step" draws new noise for each plan, "episode" keeps that of an episode's first plan.
+        horizon: time steps of a plan, the current one included; 0 as trained.
+    """
+
+    mode: str = "centralised"
+    every: int = 1
+    warm: float = 1.0
+    noise: str = "step"
+    horizon: int = 0
+
+    def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise ValueError(f"unknown planning.mode {self.mode!r}: choose one of {', '.join(MODES)}")
+        if self.noise not in ("step", "episode"):
+            raise ValueError(f"unknown planning.noise {self.noise!r}: choose step or episode")
+        if self.every < 1 or self.horizon < 0:
+            raise ValueError(
+                f"planning.every must be at least 1 and planning.horizon at least 0, got {self.every}, {self.horizon}"
+            )
+        if not 0 < self.warm <= 1:
+            raise ValueError(f"planning.warm is a diffusion time in (0, 1], got {self.warm}")
+
+    def __str__(self) -> str:
+        words = [self.mode] if self.mode != "centralised" else []
+        words += [f"every {self.every} steps"] if self.every > 1 else []
+        words += [f"warm {number(self.warm)}"] if self.warm < 1 else []
+        words += ["one noise"] if self.noise == "episode" else []
+        return ", ".join([*words, *([f"horizon {self.horizon}"] if self.horizon else [])])
+
+
 @dataclass
 class Acting:
     """The sampling side of a trained model: all of it can change without retraining.
@@ -69,6 +106,7 @@ class Acting:
 
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
+    planning: PlanningConfig = field(default_factory=PlanningConfig)
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
@@ -140,6 +178,19 @@ class Algorithm(nn.Module, ABC):
         algorithm.steps = int(checkpoints.load_trained(algorithm, run.checkpoint)["step"])
         return algorithm.to(device_of(device))
 
+    def for_team(self, spec: TeamSpec) -> "Algorithm":
+        """The algorithm for another team, itself for its own.
+
+        Raises:
+            UserError: it cannot act for that team.
+        """
+        if spec != self.spec:
+            raise UserError(
+                f"this run acts for {self.spec}, and cannot for {spec}; planners trained with task.entities=true can "
+                "for teams of other sizes"
+            )
+        return self
+
     @staticmethod
     def completed(config: Any) -> Any:
         """The configuration with what it takes from elsewhere, such as another run; asked once, when training begins.
@@ -152,8 +203,8 @@ class Algorithm(nn.Module, ABC):
     @staticmethod
     @abstractmethod
     def uses(config: Any) -> frozenset[str]:
-        """Which of "sampler", "scale" and "returns" change what the policy of a configuration does; it ignores the
-        others, and tables leave them empty."""
+        """Which of "sampler", "planning", "scale" and "returns" change what the policy of a configuration does; it
+        ignores the others, and tables leave them empty."""
 
     @abstractmethod
     def prepare(self, trajectories: Trajectories) -> Batches:

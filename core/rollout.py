@@ -3,21 +3,24 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from core.data.trajectories import Trajectories
+from core.environments import Environments, Observed
 
 
 @dataclass(frozen=True)
 class Context:
-    """What a policy is told beside the observations: the step within the episode, and which episodes still run [B]."""
+    """What a policy is told beside the observations: the step within the episode, which episodes still run [B], and,
+    where it matters, the legal choices [B, A, U] and the agents that take part [B, A]."""
 
     step: int
     active: Tensor
+    legal: Tensor | None = None
+    present: Tensor | None = None
 
 
 class Policy(Protocol):
@@ -51,109 +54,103 @@ class Rollout:
     seconds_per_decision: float
 
 
-class _Recorder:
-    """One environment and the rows of its running episode."""
-
-    def __init__(self, environment: Any, seed: int):
-        self.environment = environment
-        self.agents = list(environment.possible_agents)
-        self.rows: list[tuple[np.ndarray, ...]] = []
-        self.terminated = False
-        self.observation = self._stack(environment.reset(seed=seed)[0])
-
-    def _stack(self, values: dict[str, Any]) -> np.ndarray:
-        return np.stack([np.asarray(values[agent], dtype=np.float32) for agent in self.agents])
-
-    def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, bool]:
-        """Act for all agents; returns rewards [A], costs [A] and whether the episode ended."""
-        observations, rewards, terminations, truncations, infos = self.environment.step(
-            dict(zip(self.agents, actions, strict=True))
-        )
-        reward = np.array([rewards[agent] for agent in self.agents], dtype=np.float32)
-        cost = np.array([infos[agent].get("cost", 0.0) for agent in self.agents], dtype=np.float32)
-        self.rows.append((self.observation, actions, reward, cost))
-        self.observation = self._stack(observations)
-        self.terminated = all(terminations.values())
-        return reward, cost, all(terminations[agent] or truncations[agent] for agent in self.agents)
-
-    def trajectory(self) -> Trajectories:
-        observations, actions, rewards, costs = (np.stack(column) for column in zip(*self.rows, strict=True))
-
-        def padded(values: np.ndarray, final: np.ndarray | None = None) -> Tensor:
-            final = np.zeros_like(values[0]) if final is None else final
-            return torch.from_numpy(np.concatenate([values, final[None]]))
-
-        return Trajectories(
-            padded(observations, self.observation),
-            padded(actions),
-            padded(rewards),
-            padded(costs),
-            torch.tensor([0, len(self.rows) + 1]),
-            torch.tensor([self.terminated]),
-            torch.tensor([-1]),
-        )
-
-
 def rollout(
     policy: Policy,
-    make: Callable[[], Any],
+    environments: Environments,
     seeds: Sequence[int],
     *,
     parallel: int = 256,
     progress: Callable[[int], None] = lambda steps: None,
-    environments: list[Any] | None = None,
 ) -> Rollout:
     """One episode for each seed, up to `parallel` of them at once with one call of the policy for all.
 
     Args:
         policy: acts for a batch of teams.
-        make: makes one PettingZoo ParallelEnv with Box actions; a cost is read from each agent's info["cost"].
+        environments: of the task, `core.ParallelEnvironments` of any PettingZoo ParallelEnv; the caller closes them.
         seeds: seed of each episode, for the environment's reset and the policy's own randomness.
         progress: called with the number of environment steps just made.
-        environments: those made so far, taken first and added to, which the caller closes. Making one can take as
-            long as an episode in it.
     """
-    if environments is not None:
-        return _rollout(policy, make, seeds, parallel, progress, environments)
-    environments = []
-    try:
-        return _rollout(policy, make, seeds, parallel, progress, environments)
-    finally:
-        for environment in environments:
-            environment.close()
-
-
-def _rollout(
-    policy: Policy,
-    make: Callable[[], Any],
-    seeds: Sequence[int],
-    parallel: int,
-    progress: Callable[[int], None],
-    environments: list[Any],
-) -> Rollout:
     parts: list[Trajectories] = []
     seconds, decisions = 0.0, 0
     for first in range(0, len(seeds), parallel):
         chunk = list(seeds[first : first + parallel])
-        environments += [make() for _ in range(len(chunk) - len(environments))]
-        recorders = [_Recorder(environment, seed) for environment, seed in zip(environments, chunk, strict=False)]
+        observed = environments.reset(chunk)
         policy.reset(chunk)
-        active = torch.ones(len(chunk), dtype=torch.bool)
+        recorder = _Recorder(len(chunk))
         step = 0
-        while bool(active.any()):
-            observations = torch.from_numpy(np.stack([recorder.observation for recorder in recorders]))
+        while bool(recorder.active.any()):
+            context = Context(step, recorder.active.clone(), observed.legal, observed.present)
             begin = time.perf_counter()
-            actions = policy.act(observations, Context(step, active.clone())).cpu().clone()
+            actions = policy.act(observed.observations, context).cpu().clone()
             seconds += time.perf_counter() - begin
-            running = torch.nonzero(active).squeeze(1).tolist()
-            decisions += len(running)
-            rewards, costs = torch.zeros(actions.shape[:2]), torch.zeros(actions.shape[:2])
-            for index in running:
-                reward, cost, done = recorders[index].step(actions[index].numpy())
-                rewards[index], costs[index] = torch.from_numpy(reward), torch.from_numpy(cost)
-                active[index] = not done
-            policy.observe(rewards, costs, ~active)
-            progress(len(running))
+            stepped = environments.step(actions)
+            running = int(recorder.active.sum())
+            decisions += running
+            rewards, costs = recorder.record(
+                observed, actions, stepped.rewards.cpu(), stepped.costs.cpu(), stepped.terminated.cpu(),
+                stepped.truncated.cpu(),
+            )  # fmt: skip
+            observed = stepped.observed
+            policy.observe(rewards, costs, ~recorder.active)
+            progress(running)
             step += 1
-        parts += [recorder.trajectory() for recorder in recorders]
+        parts.append(recorder.trajectories(observed))
     return Rollout(Trajectories.concatenate(parts), seconds / decisions)
+
+
+class _Recorder:
+    """The rows of B running episodes."""
+
+    def __init__(self, batch: int):
+        self.active = torch.ones(batch, dtype=torch.bool)
+        self.lengths = torch.zeros(batch, dtype=torch.int64)
+        self.terminated = torch.zeros(batch, dtype=torch.bool)
+        self.seen: list[Observed] = []
+        self.done: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def record(
+        self, observed: Observed, actions: Tensor, rewards: Tensor, costs: Tensor, terminated: Tensor, truncated: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Keep a step; returns its rewards and costs, zeros where the episode is over."""
+        running = self.active[:, None]
+        rewards, costs = (torch.where(running, values, 0.0) for values in (rewards, costs))
+        self.seen.append(observed)
+        self.done.append((actions, rewards, costs))
+        self.lengths += self.active
+        self.terminated |= self.active & terminated
+        self.active = self.active & ~(terminated | truncated)
+        return rewards, costs
+
+    def trajectories(self, final: Observed) -> Trajectories:
+        """All episodes, each with its final observation."""
+        # What follows an episode's end is never read, so that the rows of the longest serve all.
+        kept = torch.arange(len(self.seen) + 1) <= self.lengths[:, None]
+        seen = [*self.seen, final]
+        real = (torch.arange(len(seen)) < self.lengths[:, None])[kept]
+
+        def rows(values: Sequence[Tensor]) -> Tensor:
+            return torch.stack([value.cpu() for value in values], dim=1)[kept]
+
+        def padded(place: int) -> Tensor:
+            values = [step[place] for step in self.done]
+            taken = rows([*values, torch.zeros_like(values[0])])
+            return torch.where(real.reshape(-1, *[1] * (taken.ndim - 1)), taken, 0.0)
+
+        def marks(name: str) -> Tensor | None:
+            """A mask where any step has one."""
+            values = [getattr(one, name) for one in seen]
+            like = next((value for value in values if value is not None), None)
+            if like is None:
+                return None
+            return rows([torch.ones_like(like) if value is None else value for value in values])
+
+        return Trajectories(
+            rows([one.observations for one in seen]),
+            padded(0),
+            padded(1),
+            padded(2),
+            torch.cat([torch.zeros(1, dtype=torch.int64), torch.cumsum(self.lengths + 1, 0)]),
+            self.terminated,
+            legal=marks("legal"),
+            present=marks("present"),
+        )

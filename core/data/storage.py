@@ -2,8 +2,10 @@
 
 Minari has none for several agents yet. Ours: observations and actions are stacked as Box(A, O) and Box(A, U); the
 scalar reward is the team's mean; each agent's reward and cost are `infos["rewards"]` and `infos["costs"]` [T + 1, A],
-where row k + 1 belongs to step k, as Gymnasium returns infos, and row 0 (the reset) is zero. What made the episodes
-stands in the metadata under "convoy": see `Provenance`. A Minari dataset without that entry is a single agent's, A = 1.
+where row k + 1 belongs to step k, as Gymnasium returns infos, and row 0 (the reset) is zero. Legal choices and who
+takes part, where they vary, are `infos["legal"]` [T + 1, A, U] and `infos["present"]` [T + 1, A], by observation. What
+made the episodes stands in the metadata under "convoy": see `Provenance`. A Minari dataset without that entry is a
+single agent's, A = 1.
 """
 
 import json
@@ -11,7 +13,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from core.data.trajectories import Trajectories
+from core.data.trajectories import MASKS, Trajectories
+from core.environments import TeamSpec
 from core.errors import UserError, nearest
 from core.files import check_writable, reason, scratch_folder, write_text
 
@@ -34,7 +37,8 @@ class Provenance:
     Attributes:
         task, rules: the environment and its rule set, "" for a foreign dataset.
         quality: short name of the behaviour. behaviour: its parameters. behaviours: name of each episode tag.
-        agents: the agents' names, in the order of the agent axis.
+        agents: the agents' names, in the order of the agent axis. layout: "discrete", "sizes" and "entities" of
+            `core.environments.TeamSpec`, which the shapes do not tell. environment: further settings of the task.
         seed: of the first episode. episodes: how many.
         references: scores that normalise a return, "random" and "expert", and their "source".
         generator: program and version. licence: of the data. fingerprint: of the contents, checked on reading.
@@ -46,6 +50,8 @@ class Provenance:
     behaviour: dict[str, Any] = field(default_factory=dict)
     behaviours: list[str] = field(default_factory=list)
     agents: list[str] = field(default_factory=list)
+    layout: dict[str, Any] = field(default_factory=dict)
+    environment: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
     episodes: int = 0
     references: dict[str, Any] = field(default_factory=dict)
@@ -62,6 +68,12 @@ class Dataset:
     trajectories: Trajectories
     provenance: Provenance
     bytes: int
+
+    @property
+    def spec(self) -> TeamSpec:
+        """What its team sees and does."""
+        data = self.trajectories
+        return TeamSpec(data.agents, data.observations.shape[-1], data.actions.shape[-1], **self.provenance.layout)
 
 
 def default_root() -> Path:
@@ -171,6 +183,7 @@ def _buffers(trajectories: Trajectories, seed: int) -> Iterator[Any]:
     from minari.data_collector import EpisodeBuffer
 
     offsets = trajectories.offsets.tolist()
+    masks = {name: mask for name in MASKS if (mask := getattr(trajectories, name)) is not None}
     for episode, (first, end) in enumerate(pairwise(offsets)):
         steps = end - first - 1
 
@@ -189,7 +202,11 @@ def _buffers(trajectories: Trajectories, seed: int) -> Iterator[Any]:
             rewards=trajectories.rewards[first : end - 1].mean(dim=1).tolist(),
             terminations=(ends & terminated).tolist(),
             truncations=(ends & (not terminated)).tolist(),
-            infos={"rewards": shifted(trajectories.rewards), "costs": shifted(trajectories.costs)},
+            infos={
+                "rewards": shifted(trajectories.rewards),
+                "costs": shifted(trajectories.costs),
+                **{name: mask[first:end].numpy() for name, mask in masks.items()},
+            },
         )
 
 
@@ -214,26 +231,34 @@ def read_provenance(dataset_id: str, root: Path) -> Provenance:
 
 
 def read_dataset(dataset_id: str, root: Path) -> Dataset:
-    """Read a Minari dataset: a team's by our convention, any other as a single agent with Box spaces.
+    """Read a Minari dataset: a team's by our convention, any other as a single agent's, of Box observations and Box or
+    Discrete actions, which become one-hot.
 
     Raises:
         UserError: no such dataset, or one whose files or spaces cannot be used.
     """
-    from gymnasium.spaces import Box
+    from gymnasium.spaces import Box, Discrete
     from minari.dataset.minari_dataset import MinariDataset
 
     provenance = read_provenance(dataset_id, root)
     folder = root / dataset_id / "data"
     try:
         dataset = MinariDataset(folder)
-        for name, space in (("observations", dataset.observation_space), ("actions", dataset.action_space)):
-            if not isinstance(space, Box):
-                raise ValueError(f"its {name} are a {type(space).__name__}, not a Box; flatten them first")
-        columns: dict[str, list[np.ndarray]] = {name: [] for name in ("observations", "actions", "rewards", "costs")}
+        team, choices = bool(provenance.agents), 0
+        if not team and isinstance(dataset.action_space, Discrete):
+            choices = int(dataset.action_space.n)
+            provenance = replace(provenance, layout={"discrete": True})
+        elif not isinstance(dataset.action_space, Box):
+            raise ValueError(f"its actions are a {type(dataset.action_space).__name__}, not a Box or Discrete")
+        if not isinstance(dataset.observation_space, Box):
+            raise ValueError(
+                f"its observations are a {type(dataset.observation_space).__name__}, not a Box; flatten them first"
+            )
+        columns: dict[str, list[np.ndarray]] = {}
         lengths, terminated = [], []
         for episode in dataset.iterate_episodes():
-            for name, values in _episode(episode, team=bool(provenance.agents)).items():
-                columns[name].append(values)
+            for name, values in _episode(episode, team, choices).items():
+                columns.setdefault(name, []).append(values)
             lengths.append(len(episode.rewards) + 1)
             terminated.append(bool(episode.terminations[-1]))
         metadata = dataset.storage.get_episode_metadata(range(len(lengths)))
@@ -252,16 +277,17 @@ def read_dataset(dataset_id: str, root: Path) -> Dataset:
     return Dataset(dataset_id, trajectories, provenance, size)
 
 
-def _episode(episode: Any, team: bool) -> dict[str, np.ndarray]:
+def _episode(episode: Any, team: bool, choices: int = 0) -> dict[str, np.ndarray]:
     """Rows of one Minari episode, with the agent axis and the final row."""
     steps = len(episode.rewards)
+    masks: dict[str, np.ndarray] = {}
     if team:
         observations, actions = episode.observations, episode.actions
         rewards, costs = (episode.infos[name][1:] for name in ("rewards", "costs"))
+        masks = {name: np.asarray(episode.infos[name], bool) for name in MASKS if name in episode.infos}
     else:
-        observations, actions = (
-            values.reshape(len(values), 1, -1) for values in (episode.observations, episode.actions)
-        )
+        chosen = np.eye(choices, dtype=np.float32)[np.asarray(episode.actions)] if choices else episode.actions
+        observations, actions = (values.reshape(len(values), 1, -1) for values in (episode.observations, chosen))
         rewards = np.asarray(episode.rewards)[:, None]
         costs = np.asarray((episode.infos or {}).get("cost", np.zeros(steps + 1)))[-steps:, None]
 
@@ -269,7 +295,9 @@ def _episode(episode: Any, team: bool) -> dict[str, np.ndarray]:
         values = np.asarray(values, dtype=np.float32)
         return np.concatenate([values, np.zeros_like(values[:1])])
 
-    if len(observations) != steps + 1 or not (len(actions) == len(rewards) == len(costs) == steps):
+    if any(len(rows) != steps + 1 for rows in (observations, *masks.values())) or not (
+        len(actions) == len(rewards) == len(costs) == steps
+    ):
         raise ValueError(
             f"an episode of {steps} steps needs {steps + 1} observations and {steps} actions, rewards and costs"
         )
@@ -278,4 +306,5 @@ def _episode(episode: Any, team: bool) -> dict[str, np.ndarray]:
         "actions": padded(actions),
         "rewards": padded(rewards),
         "costs": padded(costs),
+        **masks,
     }

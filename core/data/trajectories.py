@@ -8,6 +8,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+#: Fields that may be None.
+MASKS = ("legal", "present")
+
 
 @dataclass(frozen=True)
 class Trajectories:
@@ -19,6 +22,8 @@ class Trajectories:
         offsets: [E + 1], first row of each episode and, last, S.
         terminated: [E] bool, False where the episode was cut off by its time limit.
         tags: [E] integers that say which behaviour made an episode, -1 where unknown; all are, unless given.
+        legal: [S, A, U] bool, the choices of discrete actions that an agent has; None where it has all.
+        present: [S, A] bool, the agents that take part; None where all do.
     """
 
     observations: Tensor
@@ -28,6 +33,8 @@ class Trajectories:
     offsets: Tensor
     terminated: Tensor
     tags: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+    legal: Tensor | None = None
+    present: Tensor | None = None
 
     def __post_init__(self) -> None:
         rows = self.observations.shape[0]
@@ -37,6 +44,12 @@ class Trajectories:
             raise ValueError("offsets begin at 0, and every episode needs at least one step")
         if not len(self.tags):
             object.__setattr__(self, "tags", torch.full((self.episodes,), -1))
+        for name in MASKS:
+            mask = getattr(self, name)
+            if mask is not None and (mask.dtype != torch.bool or mask.shape[:2] != self.observations.shape[:2]):
+                raise ValueError(
+                    f"{name} must be a boolean mask [{rows}, {self.agents}, ...], got {mask.dtype} {list(mask.shape)}"
+                )
         if not len(self.terminated) == len(self.tags) == self.episodes:
             raise ValueError(f"terminated and tags need one entry for each of the {self.episodes} episodes")
 
@@ -92,6 +105,9 @@ class Trajectories:
         digest = hashlib.blake2b(digest_size=16)
         for name in ("observations", "actions", "rewards", "costs", "offsets", "terminated", "tags"):
             digest.update(getattr(self, name).contiguous().numpy().tobytes())
+        for name in MASKS:
+            if (mask := getattr(self, name)) is not None:
+                digest.update(name.encode() + mask.contiguous().numpy().tobytes())
         return digest.hexdigest()
 
     def returns_to_go(self, discount: float = 1.0) -> Tensor:
@@ -115,6 +131,7 @@ class Trajectories:
             torch.cat([ends.new_zeros(1), torch.cumsum(ends - starts, 0)]),
             self.terminated[episodes],
             self.tags[episodes],
+            *(mask if mask is None else mask[rows] for mask in (self.legal, self.present)),
         )
 
     @staticmethod
@@ -124,7 +141,19 @@ class Trajectories:
         return Trajectories(
             offsets=torch.cat([lengths.new_zeros(1), torch.cumsum(lengths, 0)]),
             **{name: torch.cat([getattr(part, name) for part in parts]) for name in names},
+            legal=_joined(parts, "legal"),
+            present=_joined(parts, "present"),
         )
+
+
+def _joined(parts: Sequence[Trajectories], name: str) -> Tensor | None:
+    """A mask of all parts, True in those that have none."""
+    masks = [getattr(part, name) for part in parts]
+    like = next((mask for mask in masks if mask is not None), None)
+    if like is None:
+        return None
+    full = [like.new_ones(len(part.observations), *like.shape[1:]) for part in parts]
+    return torch.cat([full[i] if mask is None else mask for i, mask in enumerate(masks)])
 
 
 def _steps_from_the_end(last: Tensor) -> list[Tensor]:

@@ -3,7 +3,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from core.data import Affine, Trajectories, drop_conditions, return_ranks, window_rows
+from core.data import Affine, Trajectories, Windows, drop_conditions, return_ranks, window_rows
 
 LENGTHS = [3, 1, 5, 2]  # steps; an episode takes one row more
 
@@ -98,18 +98,31 @@ def test_inconsistent_rows():
         Trajectories(data.observations, data.actions, data.rewards, data.costs, offsets, data.terminated[:3])
 
 
+@pytest.mark.parametrize("history", [0, 2])
 @pytest.mark.parametrize("horizon", [1, 3, 10])
-def test_windows_stay_in_their_episode(horizon):
+def test_windows_stay_in_their_episode(horizon, history):
     data = team()
-    rows, mask = window_rows(data.last, torch.arange(15), horizon)
-    assert rows.shape == mask.shape == (15, horizon)
+    first_row = torch.tensor([first for first, end in episodes_of(data) for _ in range(first, end)])
+    rows, mask = window_rows(first_row, data.last, torch.arange(15), horizon, history)
+    assert rows.shape == mask.shape == (15, history + horizon)
     for first, end in episodes_of(data):
         for start in range(first, end):
-            inside = list(range(start, end))[:horizon]
-            assert rows[start].tolist() == inside + [end - 1] * (horizon - len(inside))
-            assert mask[start].tolist() == [start + k < end - 1 for k in range(horizon)]
+            wanted = range(start - history, start + horizon)
+            assert rows[start].tolist() == [min(max(row, first), end - 1) for row in wanted]
+            assert mask[start].tolist() == [first <= row < end - 1 for row in wanted]
     some = torch.tensor([13, 0, 13])
-    assert torch.equal(window_rows(data.last, some, horizon)[0], rows[some])
+    assert torch.equal(window_rows(first_row, data.last, some, horizon, history)[0], rows[some])
+
+
+def test_windows_with_history_begin_before_the_current_step():
+    data = team()
+    batches = Windows(data, data.observations, 3, history=2)
+    for place, start in enumerate(data.decisions.tolist()):
+        batch = batches.gather(torch.tensor([place]))
+        first = start - int(data.time[start])
+        assert torch.equal(batch.observations[0, 2], data.observations[start])
+        assert torch.equal(batch.observations[0, 0], data.observations[max(first, start - 2)])
+        assert torch.equal(batch.ranks[0, :, 0], return_ranks(data)[start])
 
 
 @pytest.mark.parametrize("kind", ["standard", "minmax"])

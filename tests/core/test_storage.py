@@ -12,6 +12,7 @@ import torch
 from minari.data_collector import EpisodeBuffer
 
 from core.data import Provenance, Trajectories, list_datasets, read_dataset, read_provenance, storage, write_dataset
+from core.environments import TeamSpec
 from core.errors import UserError
 
 ID = "mpe/spread/mpe2/expert-v0"
@@ -183,9 +184,14 @@ def test_a_single_agents_minari_dataset(cost, tmp_path, monkeypatch):
         assert not data.rewards[end - 1].any()
 
 
-def test_spaces_that_are_not_boxes_are_refused(tmp_path, monkeypatch):
+def test_spaces_of_foreign_datasets(tmp_path, monkeypatch):
+    """Observations must be Box, actions Box or Discrete, which become one-hot."""
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
-    spaces = {"grid": gymnasium.spaces.Discrete(4), "torques": gymnasium.spaces.Box(-1, 1, (2,))}
+    spaces = {
+        "grid": gymnasium.spaces.Discrete(4),
+        "torques": gymnasium.spaces.Box(-1, 1, (2,)),
+        "levers": gymnasium.spaces.MultiDiscrete([2, 3]),
+    }
     observations = gymnasium.spaces.Dict({"position": gymnasium.spaces.Box(-1, 1, (2,))})
     position = np.zeros(2, np.float32)
     buffer = EpisodeBuffer(
@@ -205,9 +211,37 @@ def test_spaces_that_are_not_boxes_are_refused(tmp_path, monkeypatch):
         action_space=spaces["grid"],
         data_format="hdf5",
     )
-    for name in ("foreign/dict-v0", "foreign/discrete-v0"):
+    minari.create_dataset_from_buffers(
+        "foreign/levers-v0",
+        [replace(buffer, observations=[position] * 3, actions=[np.array([1, 2])] * 2)],
+        observation_space=observations["position"],
+        action_space=spaces["levers"],
+        data_format="hdf5",
+    )
+    for name in ("foreign/dict-v0", "foreign/levers-v0"):
         with pytest.raises(UserError, match=f"{name} .* cannot be read: .*Box"):
             read_dataset(name, tmp_path)
+    dataset = read_dataset("foreign/discrete-v0", tmp_path)
+    assert dataset.spec == TeamSpec(1, 2, 4, discrete=True)
+    assert dataset.trajectories.actions[:, 0].tolist() == [[0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 0]]
+
+
+def test_choices_and_absences_come_back(tmp_path):
+    """A discrete team some of whose agents leave early: masks, one-hot actions and the layout."""
+    data = team(3)
+    rows, agents = data.rewards.shape
+    legal = torch.rand(rows, agents, data.actions.shape[-1], generator=torch.Generator().manual_seed(0)) < 0.5
+    present = data.time[:, None] <= torch.arange(agents)
+    data = replace(data, legal=legal, present=present)
+    layout = {"discrete": True, "sizes": [1] * agents}
+    write_dataset(ID, data, replace(PROVENANCE, layout=layout), tmp_path)
+    dataset = read_dataset(ID, tmp_path)
+    assert_same(dataset.trajectories, data)
+    assert torch.equal(dataset.trajectories.legal, legal)
+    assert torch.equal(dataset.trajectories.present, present)
+    assert dataset.spec.discrete
+    assert dataset.spec.sizes == (1,) * agents
+    assert data.fingerprint() != replace(data, legal=~legal).fingerprint() != replace(data, legal=None).fingerprint()
 
 
 def test_an_existing_dataset_is_kept_unless_overwritten(root):
