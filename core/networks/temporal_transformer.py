@@ -8,7 +8,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from core.networks.embeddings import ConditionEmbedding, TimeEmbedding, embed
-from core.networks.mixing import MixerFactory, mix
+from core.networks.mixing import MixerFactory, mix, silence
 
 
 def _modulate(h: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
@@ -85,9 +85,15 @@ class TemporalTransformer(nn.Module):
         )
         self.frequencies: Tensor
 
-    def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
-        """x [B, T, A, D], t [B] in [0, 1], cond [B, A, condition_dim] or None -> [B, T, A, D]."""
+    def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None, present: Tensor | None = None) -> Tensor:
+        """x [B, T, A, D], t [B] in [0, 1], cond [B, A, condition_dim] or None -> [B, T, A, D].
+
+        present: [B, A] bool, the agents that take part, None where all do. The others change nothing for them, and what
+        is said of the others themselves means nothing.
+        """
         batch, horizon, agents, _ = x.shape
+        if present is not None:
+            x, cond = silence(x, cond, present)
         embedding = F.silu(embed(self.time, self.condition, t, cond, agents))
         flat = rearrange(embedding, "b a e -> (b a) e")
         phase = torch.arange(horizon, device=x.device)[:, None] * self.frequencies
@@ -95,7 +101,7 @@ class TemporalTransformer(nn.Module):
         for index, block in enumerate(self.blocks):
             h = block(h, flat)
             if self.mixers:
-                h = mix(self.mixers[index], h.mT, embedding).mT
+                h = mix(self.mixers[index], h.mT, embedding, present).mT
         shift, scale = self.modulation(flat).chunk(2, dim=-1)
         h = self.head(_modulate(self.norm(h), shift, scale))
         return rearrange(h, "(b a) t d -> b t a d", b=batch)

@@ -8,9 +8,10 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from core.networks.embeddings import ConditionEmbedding, TimeEmbedding, embed
-from core.networks.mixing import MixerFactory, mix
+from core.networks.mixing import MixerFactory, mix, silence
 
 ACTIVATIONS = {"mish": nn.Mish, "silu": nn.SiLU}
+DECODERS = ("light", "published")
 
 
 @dataclass(frozen=True)
@@ -55,18 +56,31 @@ class _Pair(nn.Module):
         return self.second(self.first(x, embedding), embedding)
 
 
+def _check_horizon(horizon: int, levels: int) -> None:
+    if horizon < 1 or horizon % 2 ** (levels - 1):
+        raise ValueError(
+            f"horizon {horizon} does not fit a U-Net of {levels} levels: "
+            f"choose a multiple of {2 ** (levels - 1)}, or fewer multipliers"
+        )
+
+
 class TemporalUNet(nn.Module):
     """U-Net along time, shared by all agents; agents meet only in the mixers (MADiff, section 4.1; Diffuser for A = 1).
 
+    No parameter depends on the horizon: a network takes plans of any multiple of 2^(levels - 1) steps.
+
     Args:
         features: entries D of one agent at one time step.
-        horizon: number T of time steps; divisible by 2^(levels - 1).
+        horizon: number T of time steps it is trained with.
         width: channels of the finest level.
         multipliers: channels of each level as multiples of `width`.
         condition_dim: entries of the condition vector; 0 for none.
         kernel: width of the convolutions, odd. groups: of the group normalisation.
         activation: "mish" as published, or "silu", which is several times cheaper on a CPU.
         mixer: factory of the modules at the bottleneck and on every skip; None keeps the agents independent.
+        decoder: "light" upsamples before its blocks and takes a skip from every level but the coarsest; "published"
+            upsamples after them and takes one from every level but the finest, as the published code has it, whose
+            bottleneck mixes after both of its blocks.
     """
 
     def __init__(
@@ -81,20 +95,19 @@ class TemporalUNet(nn.Module):
         groups: int = 8,
         activation: str = "mish",
         mixer: MixerFactory | None = None,
+        decoder: str = "light",
     ):
         super().__init__()
         levels = len(multipliers)
-        if horizon < 1 or horizon % 2 ** (levels - 1):
-            raise ValueError(
-                f"horizon {horizon} does not fit a U-Net of {levels} levels: "
-                f"choose a multiple of {2 ** (levels - 1)}, or fewer multipliers"
-            )
+        _check_horizon(horizon, levels)
         if width % groups:
             raise ValueError(f"width {width} must be a multiple of the {groups} normalisation groups")
         if kernel % 2 == 0:
             raise ValueError(f"kernel must be odd, got {kernel}")
         if activation not in ACTIVATIONS:
             raise ValueError(f"unknown activation {activation!r}: choose one of {', '.join(ACTIVATIONS)}")
+        if decoder not in DECODERS:
+            raise ValueError(f"unknown decoder {decoder!r}: choose one of {', '.join(DECODERS)}")
         embedding = width * (2 if condition_dim else 1)
         conv = _Conv(kernel, groups, activation)
         self.time = TimeEmbedding(width)
@@ -109,37 +122,53 @@ class TemporalUNet(nn.Module):
             return _Pair(block(inputs, outputs), block(outputs, outputs))
 
         self.activate = ACTIVATIONS[activation]()
+        self.decoder = decoder
+        published = decoder == "published"
+        self.joined = range(1, levels) if published else range(levels - 1)  # levels whose skip joins the decoder
+        self.meeting = 1 if published else 0  # block of the bottleneck after which the agents meet
         self.down_blocks, self.downsamples, self.skip_mixers = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         for level in range(levels):
             self.down_blocks.append(pair(channels[level - 1] if level else features, channels[level]))
             if level < levels - 1:
                 self.downsamples.append(nn.Conv1d(channels[level], channels[level], 3, stride=2, padding=1))
-                if mixer:
-                    self.skip_mixers.append(mixer(channels[level], embedding))
+            if mixer and level in self.joined:
+                self.skip_mixers.append(mixer(channels[level], embedding))
         self.middle = nn.ModuleList([block(channels[-1], channels[-1]) for _ in range(2)])
         self.middle_mixer = mixer(channels[-1], embedding) if mixer else None
         self.upsamples, self.up_blocks = nn.ModuleList(), nn.ModuleList()
         for level in reversed(range(levels - 1)):
-            self.upsamples.append(nn.ConvTranspose1d(channels[level + 1], channels[level], 4, stride=2, padding=1))
-            self.up_blocks.append(pair(2 * channels[level], channels[level]))
+            inputs, skip = (level, level + 1) if published else (level + 1, level)
+            self.upsamples.append(nn.ConvTranspose1d(channels[inputs], channels[level], 4, stride=2, padding=1))
+            self.up_blocks.append(pair(2 * channels[skip], channels[level]))
         self.head = nn.Sequential(conv.block(channels[0], channels[0]), nn.Conv1d(channels[0], features, 1))
 
-    def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
-        """x [B, T, A, D], t [B] in [0, 1], cond [B, A, condition_dim] or None -> [B, T, A, D]."""
-        batch, _, agents, _ = x.shape
+    def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None, present: Tensor | None = None) -> Tensor:
+        """x [B, T, A, D], t [B] in [0, 1], cond [B, A, condition_dim] or None -> [B, T, A, D].
+
+        present: [B, A] bool, the agents that take part, None where all do. The others change nothing for them, and what
+        is said of the others themselves means nothing.
+        """
+        batch, horizon, agents, _ = x.shape
+        _check_horizon(horizon, len(self.down_blocks))
+        if present is not None:
+            x, cond = silence(x, cond, present)
         embedding = self.activate(embed(self.time, self.condition, t, cond, agents))
         h = rearrange(x, "b t a d -> (b a) d t")
         flat = rearrange(embedding, "b a e -> (b a) e")
-        skips = []
+        skips: list[Tensor] = []
         for level, pair in enumerate(self.down_blocks):
             h = pair(h, flat)
+            if level in self.joined:
+                skips.append(mix(self.skip_mixers[len(skips)], h, embedding, present) if self.skip_mixers else h)
             if level < len(self.downsamples):
-                skips.append(mix(self.skip_mixers[level], h, embedding) if self.skip_mixers else h)
                 h = self.downsamples[level](h)
-        h = self.middle[0](h, flat)
-        if self.middle_mixer is not None:
-            h = mix(self.middle_mixer, h, embedding)
-        h = self.middle[1](h, flat)
+        for index, block in enumerate(self.middle):
+            h = block(h, flat)
+            if self.middle_mixer is not None and index == self.meeting:
+                h = mix(self.middle_mixer, h, embedding, present)
         for upsample, pair in zip(self.upsamples, self.up_blocks, strict=True):
-            h = pair(torch.cat([upsample(h), skips.pop()], dim=1), flat)
+            if self.decoder == "light":
+                h = pair(torch.cat([upsample(h), skips.pop()], dim=1), flat)
+            else:
+                h = upsample(pair(torch.cat([h, skips.pop()], dim=1), flat))
         return rearrange(self.head(h), "(b a) d t -> b t a d", b=batch)

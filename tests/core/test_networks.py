@@ -1,3 +1,6 @@
+import hashlib
+from functools import partial
+
 import pytest
 import torch
 
@@ -7,11 +10,20 @@ from marl.attention import AgentAttention
 SMALL = {"width": 16, "multipliers": (1, 2), "groups": 4}
 
 
-def mixed(channels, embedding):
+def mixed(channels, embedding, **options):
     """Attention with an open gate: at its initial 0 the agents would not meet at all."""
-    attention = AgentAttention(channels, embedding, heads=2)
+    attention = AgentAttention(channels, embedding, heads=2, **options)
     torch.nn.init.constant_(attention.gate, 0.7)
     return attention
+
+
+MIXERS = {
+    "independent": {"mixer": None},
+    "attention": {"mixer": mixed},
+    "step": {"mixer": partial(mixed, token="step")},
+    "published": {"mixer": partial(mixed, widths="published"), "decoder": "published"},
+}
+every_mixer = pytest.mark.parametrize("options", MIXERS.values(), ids=MIXERS)
 
 
 def build(features=3, horizon=8, **options):
@@ -36,6 +48,8 @@ def inputs(batch=2, horizon=8, agents=3, features=3):
         ((2, 8, 2, 3), {"kernel": 3, "groups": 8, "activation": "silu"}),
         ((2, 8, 5, 3), {"mixer": mixed}),
         ((2, 8, 2, 3), {"multipliers": (2, 4)}),
+        ((2, 8, 2, 3), {"multipliers": (1, 3, 4), "decoder": "published", "mixer": mixed}),
+        ((2, 7, 2, 3), {"multipliers": (1,), "decoder": "published", "mixer": mixed}),
     ],
     ids=str,
 )
@@ -47,9 +61,9 @@ def test_output_has_the_shape_of_the_input(shape, options):
     assert output.isfinite().all()
 
 
-@pytest.mark.parametrize("mixer", [None, mixed], ids=["independent", "attention"])
-def test_every_parameter_takes_part(mixer):
-    network = build(condition_dim=2, mixer=mixer)
+@every_mixer
+def test_every_parameter_takes_part(options):
+    network = build(condition_dim=2, **options)
     x, t = inputs()
     network(x, t, torch.ones(2, 3, 2)).square().mean().backward()
     idle = [
@@ -71,6 +85,8 @@ def test_time_reaches_the_output():
         (8, {"width": 18}, "width 18 must be a multiple of the 4"),
         (8, {"kernel": 4}, "kernel must be odd, got 4"),
         (8, {"activation": "relu"}, "unknown activation 'relu': choose one of mish, silu"),
+        (8, {"decoder": "heavy"}, "unknown decoder 'heavy': choose one of light, published"),
+        (6, {"multipliers": (1, 2, 4), "decoder": "published"}, "horizon 6 does not fit a U-Net of 3 levels"),
     ],
 )
 def test_bad_shapes(horizon, options, message):
@@ -102,9 +118,9 @@ def test_a_condition_needs_a_network_built_for_one():
         network(x, t, torch.ones(2, 3, 1))
 
 
-@pytest.mark.parametrize("mixer", [None, mixed], ids=["independent", "attention"])
-def test_permuting_the_agents_permutes_the_output(mixer):
-    network = build(condition_dim=1, mixer=mixer)
+@every_mixer
+def test_permuting_the_agents_permutes_the_output(options):
+    network = build(condition_dim=1, **options)
     x, t = inputs(agents=4)
     cond = torch.linspace(-1, 1, 8).reshape(2, 4, 1)
     order = torch.tensor([2, 0, 3, 1])
@@ -114,53 +130,154 @@ def test_permuting_the_agents_permutes_the_output(mixer):
     assert (permuted - output).abs().max() > 1e-2
 
 
-@pytest.mark.parametrize("mixer", [None, mixed], ids=["independent", "attention"])
-def test_agents_meet_in_the_attention_only(mixer):
-    network, (x, t) = build(mixer=mixer), inputs()
+@every_mixer
+def test_agents_meet_in_the_attention_only(options):
+    network, (x, t) = build(**options), inputs()
     other = x.clone()
     other[:, :, 1] += 1
     change = (network(other, t) - network(x, t)).abs().amax(dim=(0, 1, 3))
     assert change[1] > 1e-2
-    if mixer:
+    if options["mixer"]:
         assert (change[[0, 2]] > 1e-4).all()
     else:
         assert (change[[0, 2]] == 0).all()
 
 
-@pytest.mark.parametrize("mixer", [None, mixed], ids=["independent", "attention"])
-def test_samples_of_a_batch_do_not_meet(mixer):
-    network, (x, t) = build(condition_dim=1, mixer=mixer), inputs(batch=3)
+@every_mixer
+def test_samples_of_a_batch_do_not_meet(options):
+    network, (x, t) = build(condition_dim=1, **options), inputs(batch=3)
     cond = torch.ones(3, 3, 1)
     batch = network(x, t, cond)
     for row in range(3):
         assert (network(x[row : row + 1], t[row : row + 1], cond[row : row + 1])[0] - batch[row]).abs().max() < 1e-5
 
 
-def test_attention_starts_closed():
-    attention = AgentAttention(16, 8)
-    h, embedding = torch.randn(2, 3, 16, 4), torch.randn(2, 3, 8)
-    assert torch.equal(attention(h, embedding), h)
+def test_defaults_are_what_they_were():
+    # Recorded before decoders, tokens and absent agents were options: runs of that time load and act as they did.
+    network, (x, t) = build(condition_dim=1, mixer=mixed), inputs()
+    state = network.state_dict()
+    assert (len(state), sum(tensor.numel() for tensor in state.values())) == (120, 67581)
+    assert hashlib.sha256(" ".join(state).encode()).hexdigest().startswith("8a2576c602d0")
+    output = network(x, t, torch.ones(2, 3, 1)).detach()
+    recorded = [[-0.01846639, -0.18859361, -0.31226632], [-0.17851602, -0.11180289, 0.04377506]]
+    assert (torch.stack([output[0, 0, 0], output[1, 7, 2]]) - torch.tensor(recorded)).abs().max() < 1e-5
+    assert abs(output.double().square().sum().item() - 25.26328781) < 1e-4
 
 
-def test_attention_is_the_published_formula():
-    torch.manual_seed(0)
-    attention = AgentAttention(6, 5, heads=1, key_channels=2, value_channels=3)
-    torch.nn.init.constant_(attention.gate, 0.5)
-    h, embedding = torch.randn(1, 3, 6, 4), torch.randn(1, 3, 5)
-    weight, bias = attention.project.weight[:, :, 0], attention.project.bias
-    tokens = [weight @ h[0, a] + bias[:, None] + attention.embed(embedding[0, a])[:, None] for a in range(3)]
-    q, k, v = ([token[part] for token in tokens] for part in (slice(0, 2), slice(2, 4), slice(4, 7)))
-    for agent in range(3):
-        logits = torch.stack([(q[agent] * k[other]).sum() for other in range(3)]) / (2 * 4) ** 0.5
-        value = sum(w * v[other] for other, w in enumerate(logits.softmax(dim=0)))
-        expected = h[0, agent] + 0.5 * (attention.out.weight[:, :, 0] @ value + attention.out.bias[:, None])
-        assert (attention(h, embedding)[0, agent] - expected).abs().max() < 1e-5
+def test_the_published_decoder_is_the_published_order():
+    # Three levels: the skips of the two coarsest ones join, each before its blocks and the upsampling.
+    network = build(multipliers=(1, 2, 4), decoder="published", mixer=mixed, condition_dim=1)
+    x, t = inputs(batch=1)
+    embedding = torch.nn.functional.mish(
+        torch.cat([network.time(t[:1]).expand(3, -1), network.condition(torch.ones(3, 1))], dim=1)
+    )
+
+    def meet(mixer, h):
+        return mixer(h[None], embedding[None])[0]
+
+    fine = network.down_blocks[0](x[0].permute(1, 2, 0), embedding)
+    middle = network.down_blocks[1](network.downsamples[0](fine), embedding)
+    coarse = network.down_blocks[2](network.downsamples[1](middle), embedding)
+    h = network.middle[1](network.middle[0](coarse, embedding), embedding)
+    h = torch.cat([meet(network.middle_mixer, h), meet(network.skip_mixers[1], coarse)], dim=1)
+    h = network.upsamples[0](network.up_blocks[0](h, embedding))
+    h = torch.cat([h, meet(network.skip_mixers[0], middle)], dim=1)
+    h = network.upsamples[1](network.up_blocks[1](h, embedding))
+    expected = network.head(h).permute(2, 0, 1)
+    assert (network(x, t[:1], torch.ones(1, 3, 1))[0] - expected).abs().max() < 1e-6
 
 
-@pytest.mark.parametrize("options", [{"key_channels": 6}, {"value_channels": 10}])
-def test_attention_widths_are_multiples_of_the_heads(options):
-    with pytest.raises(ValueError, match="must be a multiple of the 4 attention heads"):
-        AgentAttention(16, 8, **options)
+def published_count(features):
+    """Parameters of the published network, layer by layer, and of the attention it has but never calls."""
+    levels, width = (128, 512, 1024), 256
+
+    def linear(inputs, outputs, kernel=1):
+        return inputs * outputs * kernel + outputs
+
+    def block(inputs, outputs):
+        convolutions = linear(inputs, outputs, 5) + linear(outputs, outputs, 5) + 4 * outputs
+        return convolutions + linear(width, outputs) + (linear(inputs, outputs) if inputs != outputs else 0)
+
+    def attention(channels):  # four heads, each with queries and keys of C/16 and values of C/4
+        return 1 + sum(
+            linear(channels, 4 * part) + linear(width, 4 * part) for part in [channels // 16] * 2 + [channels // 4]
+        )
+
+    time = linear(128, 512) + linear(512, 128)
+    returns = linear(1, 128) + time
+    down = sum(block(a, b) + block(b, b) for a, b in zip((features, *levels), levels))
+    sizes = linear(128, 128, 3) + linear(512, 512, 3) + linear(512, 512, 4) + linear(128, 128, 4)
+    up = block(2 * 1024, 512) + block(512, 512) + block(2 * 512, 128) + block(128, 128)
+    head = linear(128, 128, 5) + 2 * 128 + linear(128, features)
+    meetings = attention(1024) + attention(1024) + attention(512)
+    return time + returns + down + 2 * block(1024, 1024) + sizes + up + head + meetings, attention(128)
+
+
+@pytest.mark.parametrize(("features", "count"), [(18, 64_268_437), (16, 64_266_643)])
+def test_the_published_network_has_64_million_parameters(features, count):
+    with torch.device("meta"):
+        network = TemporalUNet(
+            features, 24, condition_dim=1, mixer=partial(AgentAttention, widths="published"), decoder="published"
+        )
+        light = TemporalUNet(18, 24, condition_dim=1, mixer=AgentAttention)
+    called, idle = published_count(features)
+    assert sum(parameter.numel() for parameter in network.parameters()) == called == count
+    assert round(called / 1e6, 1) == round((called + idle) / 1e6, 1) == 64.3
+    assert sum(parameter.numel() for parameter in light.parameters()) == 58_240_501
+
+
+@every_mixer
+@pytest.mark.parametrize("horizon", [4, 12, 40])
+def test_horizons_are_free(horizon, options):
+    network = build(multipliers=(1, 2, 4), **options)
+    other = build(horizon=horizon, multipliers=(1, 2, 4), **options)
+    other.load_state_dict(network.state_dict())
+    x, t = inputs(horizon=horizon)
+    output = network(x, t)
+    assert output.shape == x.shape
+    assert torch.equal(output, other(x, t))
+    with pytest.raises(ValueError, match=f"horizon {horizon + 2} does not fit a U-Net of 3 levels"):
+        network(*inputs(horizon=horizon + 2))
+
+
+PRESENT = torch.tensor([[True, True, False, True], [False, True, False, True], [True] * 4, [False] * 4])
+
+
+@pytest.mark.parametrize("garbage", [3.0, 1e30, float("inf"), float("nan")])
+@every_mixer
+def test_absent_agents_are_as_if_they_were_not_there(options, garbage):
+    network = build(condition_dim=2, **options)
+    x, t = inputs(batch=4, agents=4)
+    cond = torch.linspace(-1, 1, 32).reshape(4, 4, 2)
+    x[~PRESENT.unsqueeze(1).expand(-1, 8, -1)] = garbage
+    cond[~PRESENT] = garbage
+    output = network(x, t, cond, PRESENT)
+    assert output.isfinite().all()
+    for row, here in enumerate(PRESENT):
+        if here.any():
+            alone = network(x[row : row + 1, :, here], t[row : row + 1], cond[row : row + 1, here])
+            assert (output[row : row + 1, :, here] - alone).abs().max() < 1e-5
+    output[PRESENT.unsqueeze(1).expand(-1, 8, -1)].square().sum().backward()
+    gradients = [parameter.grad.clone() for parameter in network.parameters()]
+    network.zero_grad()
+    for row, here in enumerate(PRESENT[:3]):
+        network(x[row : row + 1, :, here], t[row : row + 1], cond[row : row + 1, here]).square().sum().backward()
+    for gradient, parameter in zip(gradients, network.parameters()):
+        assert torch.allclose(gradient, parameter.grad, rtol=1e-3, atol=1e-4)
+
+
+@every_mixer
+def test_all_present_is_no_mask(options):
+    network, (x, t) = build(condition_dim=1, **options), inputs()
+    for cond in (None, torch.ones(2, 3, 1), torch.ones(2, 1, 1)):
+        assert (network(x, t, cond, torch.ones(2, 3, dtype=torch.bool)) - network(x, t, cond)).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("present", [torch.ones(2, 3), torch.ones(2, 4, dtype=torch.bool), torch.tensor([True] * 3)])
+def test_presence_is_one_flag_an_agent(present):
+    network, (x, t) = build(), inputs()
+    with pytest.raises(ValueError, match=r"present must be a boolean tensor \[B, A\] = \[2, 3\]"):
+        network(x, t, None, present)
 
 
 def test_time_embedding():

@@ -1,20 +1,27 @@
 """The temporal transformer, against its own block written out, and its symmetries; the residual MLP likewise."""
 
+import hashlib
 import math
+from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+import core
 from core.networks import ResidualMLP, TemporalTransformer
 from marl.attention import AgentAttention
 
 
-def mixed(channels, embedding):
+def mixed(channels, embedding, **options):
     """Attention with an open gate: at its initial 0 the agents would not meet at all."""
-    attention = AgentAttention(channels, embedding, heads=2)
+    attention = AgentAttention(channels, embedding, heads=2, **options)
     torch.nn.init.constant_(attention.gate, 0.7)
     return attention
+
+
+MIXERS = {"independent": None, "attention": mixed, "step": partial(mixed, token="step")}
+every_mixer = pytest.mark.parametrize("mixer", MIXERS.values(), ids=MIXERS)
 
 
 def opened(network):
@@ -37,7 +44,7 @@ def inputs(batch=2, horizon=7, agents=3, features=3):
 
 
 @pytest.mark.parametrize("horizon", [1, 5, 24])
-@pytest.mark.parametrize("mixer", [None, mixed], ids=["independent", "attention"])
+@every_mixer
 def test_output_has_the_shape_of_the_input_at_any_horizon(horizon, mixer):
     x, t = inputs(horizon=horizon)
     output = transformer(mixer=mixer)(x, t)
@@ -50,7 +57,7 @@ def test_a_new_network_says_zero():
     assert (TemporalTransformer(3, width=16, layers=2, heads=2)(x, t) == 0).all()
 
 
-@pytest.mark.parametrize("mixer", [None, mixed], ids=["independent", "attention"])
+@every_mixer
 def test_every_parameter_takes_part(mixer):
     network = transformer(condition_dim=2, mixer=mixer)
     x, t = inputs()
@@ -88,7 +95,7 @@ def test_block_is_the_published_one():
     assert (network(x, t)[0, :, 0] - expected).abs().max() < 1e-5
 
 
-@pytest.mark.parametrize("mixer", [None, mixed], ids=["independent", "attention"])
+@every_mixer
 def test_agents_permute_and_meet_in_the_mixers_only(mixer):
     network = transformer(condition_dim=1, mixer=mixer)
     x, t = inputs(agents=4)
@@ -109,6 +116,62 @@ def test_time_condition_and_order_in_time_reach_the_output():
     assert (network(x, t) - output).abs().max() > 1e-3
     assert (network(x.flip(1), t, torch.ones(2, 3, 1)).flip(1) - output).abs().max() > 1e-3
     assert torch.equal(network(x, t), network(x, t, torch.full((2, 3, 1), torch.nan)))
+
+
+def test_defaults_are_what_they_were():
+    # Recorded before absent agents were an option: runs of that time load and act as they did.
+    network, (x, t) = transformer(condition_dim=1, mixer=mixed), inputs()
+    state = network.state_dict()
+    assert (len(state), sum(tensor.numel() for tensor in state.values())) == (50, 19189)
+    assert hashlib.sha256(" ".join(state).encode()).hexdigest().startswith("1f3f69c6d7aa")
+    output = network(x, t, torch.ones(2, 3, 1)).detach()
+    recorded = [[-0.22138944, -0.52166677, 0.57415468], [-0.28035608, 1.13640237, 0.12624341]]
+    assert (torch.stack([output[0, 0, 0], output[1, 6, 2]]) - torch.tensor(recorded)).abs().max() < 1e-5
+    assert abs(output.double().sum().item() - 7.56999695) < 1e-4
+
+
+@pytest.mark.parametrize("garbage", [3.0, 1e30, float("nan")])
+@every_mixer
+def test_absent_agents_are_as_if_they_were_not_there(mixer, garbage):
+    network = transformer(condition_dim=1, mixer=mixer)
+    x, t = inputs(batch=3, agents=4)
+    cond = torch.linspace(-1, 1, 12).reshape(3, 4, 1)
+    present = torch.tensor([[True, False, True, True], [False, False, True, False], [False] * 4])
+    x[~present.unsqueeze(1).expand(-1, 7, -1)] = garbage
+    cond[~present] = garbage
+    output = network(x, t, cond, present)
+    assert output.isfinite().all()
+    for row, here in enumerate(present[:2]):
+        alone = network(x[row : row + 1, :, here], t[row : row + 1], cond[row : row + 1, here])
+        assert (output[row : row + 1, :, here] - alone).abs().max() < 1e-5
+    everyone = torch.ones(3, 4, dtype=torch.bool)
+    x, _ = inputs(batch=3, agents=4)
+    assert (network(x, t, None, everyone) - network(x, t)).abs().max() < 1e-6
+
+
+@every_mixer
+def test_a_planner_is_built_on_it_with_the_same_call(mixer):
+    network = transformer(condition_dim=1, mixer=mixer)
+    denoiser = core.NetworkDenoiser(network, core.VPLinear(), "x0")
+    x, t = inputs()
+    cond = torch.ones(2, 3, 1)
+    assert torch.equal(denoiser(x, t, cond), network(x, t, cond))
+    mask = torch.zeros(7, 1, 3, dtype=torch.bool)
+    mask[0] = True
+    values = torch.full((2, 7, 3, 3), 0.25)
+    guided = core.ClassifierFree(denoiser, scale=1.5)
+    sampled = core.sample(guided, x, core.DDIM(steps=3), cond=cond, edits=[core.Clamp(mask, values)]).x
+    assert sampled.shape == x.shape
+    assert sampled.isfinite().all()
+    assert (sampled[:, 0] == 0.25).all()
+
+    def each_time_by_itself(x, t, cond):  # without the embeddings computed for the whole walk
+        t = t.to(x).expand(len(x))
+        return 1.5 * network(x, t, cond) - 0.5 * network(x, t)
+
+    plain = core.wrap(each_time_by_itself, core.VPLinear())
+    again = core.sample(plain, x, core.DDIM(steps=3), cond=cond, edits=[core.Clamp(mask, values)]).x
+    assert (sampled - again).abs().max() < 1e-4
 
 
 @pytest.mark.parametrize(
