@@ -6,7 +6,7 @@ from typing import Any
 
 from core.cli.collect import collect
 from core.cli.commands import Evaluate, Sweep, data_root, register_schemas
-from core.cli.evaluate import evaluate_all
+from core.cli.evaluate import evaluate_all, task_of
 from core.cli.sweep import Training, named, run_sweep, runs_of, share_out
 from core.cli.trainings import dataset_name
 from core.config import compose_config, to_object
@@ -19,6 +19,9 @@ from core.tables import ColumnSpec, RowSpec, Table, TableSpec, assemble
 
 #: What names a run anyway.
 _NAMED = ("algo", "task", "dataset")
+
+#: Where the frame of a table has the interval over episodes of a normalised score.
+_ENDS = ("normalised_low", "normalised_high")
 
 #: Options that a table sets, and where it takes them from.
 _RESERVED = {
@@ -53,18 +56,22 @@ def make(spec: TableSpec, work: Path, *, workers: int = 0) -> Table:
     register_schemas()
     _refuse_reserved(spec)
     trainings = {
-        (row, column): _training(spec, row, column, work, workers) for row in spec.rows for column in spec.columns
+        (row, column): _training(spec, row, column, work, workers)
+        for row in spec.rows
+        for column in spec.columns
+        if spec.asks(row, column)
     }
     evaluations = {place: _evaluation(spec, *place) for place in trainings}  # mistakes show before anything is trained
     for column in spec.columns:
-        _collect(spec, column, trainings[next(iter(spec.rows)), column][1])
+        row = next(row for row in spec.rows if spec.asks(row, column))
+        _collect(spec, column, trainings[row, column][1])
     each = [
         (options, replace(config, trainer=replace(config.trainer, seed=seed)))
-        for options, config in trainings.values()
-        for seed in spec.seeds
+        for (_, column), (options, config) in trainings.items()
+        for seed in spec.seeds_of(column)
     ]
     run_sweep(share_out(each))
-    return assemble(spec, as_frame(_evaluate(spec, trainings, evaluations, workers), ["row", "column"]))
+    return assemble(spec, as_frame(_evaluate(spec, trainings, evaluations, workers), ["row", "column", *_ENDS]))
 
 
 def _training(spec: TableSpec, row: str, column: str, work: Path, workers: int) -> Training:
@@ -121,13 +128,22 @@ def _evaluate(
     places: list[tuple[str, str, Path, int]] = []
     for (row, column), (_, config) in trainings.items():
         command = evaluations[row, column]
-        for folder in runs_of(replace(config, seeds=list(spec.seeds))):
+        for folder in runs_of(replace(config, seeds=list(spec.seeds_of(column)))):
             _, commands = asked.setdefault(folder, (Run.open(folder), []))
             places.append((row, column, folder, len(commands)))
             commands.append(replace(command, run=str(folder)))
     found = dict(zip(asked, evaluate_all(list(asked.values()), workers=workers), strict=True))
     records = []
     for row, column, folder, place in places:
-        (record,) = records_of(asked[folder][0], [found[folder][place]])
-        records.append({"row": row, "column": column, **record})
+        run = asked[folder][0]
+        (record,) = records_of(run, [found[folder][place]])
+        records.append({"row": row, "column": column, **record, **_normalised_ends(run, record)})
     return records
+
+
+def _normalised_ends(run: Run, record: dict[str, Any]) -> dict[str, float]:
+    """The interval over episodes of an evaluation's normalised score, where it has one."""
+    references, low, high = task_of(run).references, record["return_low"], record["return_high"]
+    if references is None or low is None or high is None:
+        return {}
+    return dict(zip(_ENDS, (references.normalise(low), references.normalise(high)), strict=True))

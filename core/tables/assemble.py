@@ -42,12 +42,14 @@ def assemble(spec: TableSpec, frame: "pd.DataFrame") -> Table:
     """The table of a frame with a line for each evaluation of a trained run.
 
     Args:
-        frame: the columns of `core.tables.results.Evaluation`, without `score`; `row`, `column`, `run`,
-            `training_seed` and the table's score must be there.
+        frame: the columns of `core.tables.results.Evaluation`, without `score` and its interval; `row`, `column`,
+            `run`, `training_seed` and the table's score must be there. A normalised score has its interval over
+            episodes in `normalised_low` and `normalised_high`.
 
-    A cell is the mean over seeds with its bootstrap-t interval. Over columns, rows have the stratified mean and
-    interquartile mean of the seeds that all columns have, where the score is normalised. Seeds are taken as
-    independent between columns, unless one training stands in several columns.
+    A cell is the mean over seeds with its bootstrap-t interval; of a single seed there is none, and the cell has its
+    interval over episodes. Over columns, rows that are run in all of them have the stratified mean and interquartile
+    mean of the seeds that all columns have, where the score is normalised. Seeds are taken as independent between
+    columns, unless one training stands in several columns.
 
     In a column, the row with the best mean is marked, and every row that is not told apart from it: the paired t
     interval of their difference over common seeds holds 0. It is a 95% interval, and a wider one with more than three
@@ -62,11 +64,20 @@ def assemble(spec: TableSpec, frame: "pd.DataFrame") -> Table:
     scores, joint = Scores(evaluations), _joint(evaluations)
     columns = list(spec.columns)
     best = {column: _best(spec, scores, [column], joint=False) for column in columns}
-    cells = tuple(_cell(spec, scores, row, column, row in best[column]) for row in spec.rows for column in columns)
+    ends = {
+        (one.row, one.column): (one.score_low, one.score_high)
+        for one in evaluations
+        if one.score_low is not None and one.score_high is not None
+    }
+    cells = tuple(
+        _cell(spec, scores, row, column, row in best[column], ends.get((row, column)))
+        for row in spec.rows
+        for column in columns
+    )
     overall: tuple[Overall, ...] = ()
     if spec.averaged:
         marked = _best(spec, scores, columns, joint)
-        overall = tuple(_overall(scores, row, columns, joint, row in marked) for row in spec.rows)
+        overall = tuple(_overall(scores, row, columns, joint, row in marked) for row in spec.rows if spec.whole(row))
     efforts = tuple(_effort(row, [one for one in evaluations if one.row == row]) for row in spec.rows)
     checks = check(spec, cells, efforts, evaluations)
     return Table(spec, cells, overall, _contrasts(spec, scores, joint), efforts, checks, joint, evaluations)
@@ -78,12 +89,15 @@ def _joint(evaluations: Sequence[Evaluation]) -> bool:
     return any(columns.setdefault(one.run, one.column) != one.column for one in evaluations)
 
 
-def _cell(spec: TableSpec, scores: Scores, row: str, column: str, best: bool) -> Cell:
+def _cell(spec: TableSpec, scores: Scores, row: str, column: str, best: bool, ends: tuple[float, float] | None) -> Cell:
+    if not spec.asks(row, column):
+        return Cell(row, column, (), (), (), None, False, asked=False)
     seeds = scores.seeds([row], [column])
     values = scores.values(row, [column], seeds)
-    missing = tuple(seed for seed in sorted(spec.seeds) if seed not in seeds)
+    missing = tuple(seed for seed in spec.seeds_of(column) if seed not in seeds)
     estimate = mean(values) if seeds else None
-    return Cell(row, column, seeds, tuple(values.ravel().tolist()), missing, estimate, best)
+    over_episodes = ends if len(seeds) == 1 else None
+    return Cell(row, column, seeds, tuple(values.ravel().tolist()), missing, estimate, best, over_episodes)
 
 
 def _overall(scores: Scores, row: str, columns: Sequence[str], joint: bool, best: bool) -> Overall:
@@ -116,12 +130,18 @@ def _best(spec: TableSpec, scores: Scores, columns: Sequence[str], joint: bool) 
 
 def _contrasts(spec: TableSpec, scores: Scores, joint: bool) -> tuple[Contrast, ...]:
     """Every other row beside the reference, in each column and over all; each of the two is a family of its own."""
-    if spec.reference is None:
+    reference = spec.reference
+    if reference is None:
         return ()
-    columns = list(spec.columns)
-    others = [row for row in spec.rows if row != spec.reference]
-    single = [_contrast(spec, scores, row, column, joint) for column in columns for row in others]
-    overall = [_contrast(spec, scores, row, None, joint) for row in others] if spec.averaged else []
+    others = [row for row in spec.rows if row != reference]
+    single = [
+        _contrast(spec, scores, row, column, joint)
+        for column in spec.columns
+        for row in others
+        if spec.asks(row, column) and spec.asks(reference, column)
+    ]
+    averaged = [row for row in others if spec.averaged and spec.whole(row) and spec.whole(reference)]
+    overall = [_contrast(spec, scores, row, None, joint) for row in averaged]
     return (*_corrected(single), *_corrected(overall))
 
 
@@ -139,13 +159,16 @@ def _contrast(spec: TableSpec, scores: Scores, row: str, column: str | None, joi
 
 
 def _corrected(contrasts: Sequence[Contrast]) -> list[Contrast]:
-    """Holm's correction over those that there are."""
-    made: list[Comparison] = [one.comparison for one in contrasts if one.comparison is not None]
-    corrected = iter(holm([comparison.p_value for comparison in made]))
+    """Holm's correction over those that have a test, which the single difference of one seed has not."""
+
+    def tested(one: Contrast) -> Comparison | None:
+        return None if len(one.seeds) == 1 and one.column is not None else one.comparison
+
+    corrected = iter(holm([comparison.p_value for comparison in map(tested, contrasts) if comparison is not None]))
     return [
         one
-        if one.comparison is None
-        else replace(one, comparison=replace(one.comparison, p_holm=float(next(corrected))))
+        if (comparison := tested(one)) is None
+        else replace(one, comparison=replace(comparison, p_holm=float(next(corrected))))
         for one in contrasts
     ]
 

@@ -29,7 +29,7 @@ def _facts(spec: TableSpec, row: str, evaluations: Sequence[Evaluation], cells: 
     settings = spec.rows[row]
     seconds = _stated([one.training_seconds for one in evaluations])
     return replace(
-        facts_of(row, evaluations, [cell.column for cell in cells]),
+        facts_of(row, evaluations, [cell.column for cell in cells if cell.asked]),
         seconds=_seconds(spec, seconds) if seconds else None,
         tuning_trials=settings.tuning_trials,
         selected_on_test=spec.selected_on_test,
@@ -69,7 +69,7 @@ def _complete(cells: Sequence[Cell]) -> Check:
     there, missing = sum(len(cell.seeds) for cell in cells), sum(len(cell.missing) for cell in cells)
     lacking = [f"{cell.row} in {cell.column}" for cell in cells if cell.missing]
     found = f"{there:,} of {there + missing:,} evaluations" + (f", missing of {'; '.join(lacking)}" if lacking else "")
-    return Check("nothing missing", not missing, found, "every row, column and seed")
+    return Check("nothing missing", not missing, found, "every row, column and seed that the table asks for")
 
 
 def _same_episodes(spec: TableSpec, evaluations: Sequence[Evaluation]) -> Check:

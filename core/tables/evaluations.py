@@ -13,13 +13,17 @@ from core.tables.spec import NORMALISED, TableSpec
 if TYPE_CHECKING:
     import pandas as pd
 
+#: Where a frame has the interval over episodes of a score.
+_ENDS = {NORMALISED: ("normalised_low", "normalised_high"), "return_mean": ("return_low", "return_high")}
+
 
 def read_frame(spec: TableSpec, frame: "pd.DataFrame") -> tuple[Evaluation, ...]:
     """The evaluations of a frame, in the table's order.
 
     Raises:
-        UserError: a missing column; a label or seed that the table has not; a score that is no finite number; two
-            evaluations for one row, column and seed; one run that is given as two seeds.
+        UserError: a missing column; a label or seed that the table has not, or a row that is not run in that column; a
+            score that is no finite number; two evaluations for one row, column and seed; one run that is given as two
+            seeds.
     """
     known = [str(column) for column in frame.columns]
     for name in ("row", "column", "run", "training_seed", spec.score):
@@ -32,9 +36,8 @@ def read_frame(spec: TableSpec, frame: "pd.DataFrame") -> tuple[Evaluation, ...]
     evaluations = [_evaluation(spec, record) for record in plain.to_dict("records")]
     _check_unique(evaluations)
     rows, columns = list(spec.rows), list(spec.columns)
-    order = {seed: place for place, seed in enumerate(sorted(spec.seeds))}
     return tuple(
-        sorted(evaluations, key=lambda one: (rows.index(one.row), columns.index(one.column), order[one.training_seed]))
+        sorted(evaluations, key=lambda one: (rows.index(one.row), columns.index(one.column), one.training_seed))
     )
 
 
@@ -49,19 +52,25 @@ def _evaluation(spec: TableSpec, record: Mapping[Any, Any]) -> Evaluation:
     values = {
         field.name: _value(record.get(field.name), hints[field.name], f"{field.name} of {where}")
         for field in fields(Evaluation)
-        if field.name != "score"
+        if not field.name.startswith("score")
     }
     if values["run"] is None:
         raise UserError(f"run of {where} is missing: expected the training's folder")
-    if values["training_seed"] not in spec.seeds:
+    if not spec.asks(record["row"], record["column"]):
+        raise UserError(f"{where}: the row's columns leave this one out; add it, or leave out the evaluation")
+    seeds = spec.seeds_of(record["column"])
+    if values["training_seed"] not in seeds:
+        of = "table" if spec.columns[record["column"]].seeds is None else "column"
         raise UserError(
-            f"{where}: the table has the seeds {', '.join(map(str, spec.seeds))}; add this one, or leave out its row"
+            f"{where}: the {of} has the seeds {', '.join(map(str, seeds))}; add this one, or leave out its row"
         )
     score = record[spec.score]
     if isinstance(score, bool) or not isinstance(score, Real) or not math.isfinite(score):
         mend = "the task has no reference scores, or the run failed" if spec.score == NORMALISED else "mend its run"
         raise UserError(f"{spec.score} of {where} is {score}: expected a finite number; {mend}")
-    return Evaluation(**values, score=float(score))
+    ends = [_value(record.get(end), float, f"{end} of {where}") for end in _ENDS.get(spec.score, ())]
+    known = ends if all(end is not None and math.isfinite(end) for end in ends) else []
+    return Evaluation(**values, score=float(score), **dict(zip(("score_low", "score_high"), known)))
 
 
 def _value(value: Any, kind: Any, name: str) -> Any:

@@ -17,7 +17,7 @@ from core.figures import DASHES, colour, marker, shorten, style
 from core.files import reason, replacing
 from core.statistics import performance_profile
 from core.tables.assemble import Scores
-from core.tables.layout import score_name
+from core.tables.layout import NONE, score_name
 from core.tables.results import Cell, Table
 
 #: Panels side by side, of a table with many columns.
@@ -85,9 +85,8 @@ def _lines(table: Table) -> Figure:
     handles += [
         Line2D([], [], color="#555555", dashes=_dashes(place), linewidth=_width(place)) for place in range(len(across))
     ]
-    fewest = {label: min(len(table.cell(label, column).seeds) for column in spec.columns) for label in across}
-    _legend(figure, handles, [*names, *(_counted(label, fewest[label], len(spec.seeds)) for label in across)])
-    _title(figure, table, "bands: 95% intervals over seeds" + cut)
+    _legend(figure, handles, [*names, *(_counted_least(table, label) for label in across)])
+    _title(figure, table, _over_seeds(table, "bands: 95% intervals over seeds" + cut))
     return figure
 
 
@@ -101,10 +100,13 @@ def _curve(axes: Axes, table: Table, labels: Sequence[str], column: str, index: 
     axes.fill_between(places, low, high, color=colour(index), alpha=0.15, linewidth=0)
     if len(labels) == 1:
         axes.vlines(places, low, high, color=colour(index))
+    for x, cell in zip(places, cells):
+        if cell.over_episodes is not None:
+            axes.plot([x, x], cell.over_episodes, color=colour(index), marker="_", linewidth=0.8)
 
 
 def _ends(cell: Cell) -> tuple[float, float]:
-    """The interval's ends; NaN, which is not drawn, where it is missing or infinite."""
+    """Ends of the interval over seeds; NaN, which is not drawn, where it is missing or infinite."""
     if cell.estimate is None or not (math.isfinite(cell.estimate.low) and math.isfinite(cell.estimate.high)):
         return math.nan, math.nan
     return cell.estimate.low, cell.estimate.high
@@ -136,16 +138,20 @@ def _intervals(table: Table) -> Figure:
         cut = _limit(axes, table, "x", None if spec.averaged else columns[index]) or cut
     figure.supxlabel(_axis_name(table), fontsize=11)
     filled = "filled: not told apart from the best; " if any(cell.best for cell in table.cells) else ""
-    _title(figure, table, f"{filled}bars: 95% intervals over seeds; small dots: seeds{cut}")
+    note = _over_seeds(table, f"{filled}bars: 95% intervals over seeds; small dots: seeds{cut}")
+    _title(figure, table, note + ("" if all(cell.asked for cell in table.cells) else f"; {NONE}: not run"))
     return figure
 
 
 def _dot(axes: Axes, cell: Cell, place: int, tint: str) -> None:
     if cell.estimate is None:
-        axes.annotate("missing", (0.02, place), xycoords=("axes fraction", "data"), va="center", color="#555555")
+        text = "missing" if cell.asked else NONE
+        axes.annotate(text, (0.02, place), xycoords=("axes fraction", "data"), va="center", color="#555555")
         return
     low, high = _ends(cell)
     axes.hlines(place, low, high, color=tint, linewidth=1.8)
+    if cell.over_episodes is not None:
+        axes.plot(cell.over_episodes, [place, place], color=tint, marker="|", linewidth=0.8)
     axes.plot(cell.scores, [place + 0.24] * len(cell.scores), color="#777777", marker=".", markersize=3, linestyle="")
     axes.plot(cell.estimate.value, place, color=tint, marker="o", markerfacecolor=tint if cell.best else "white")
 
@@ -159,7 +165,7 @@ def _limit(axes: Axes, table: Table, axis: str, column: str | None = None) -> st
     scores = [score for cell in cells for score in cell.scores]
     if not scores:
         return ""
-    ends = [end for cell in cells for end in _ends(cell) if math.isfinite(end)]
+    ends = [end for cell in cells for end in cell.over_episodes or _ends(cell) if math.isfinite(end)]
     low, high = min(scores), max(scores)
     span = (high - low) or max(abs(high), 1.0) * 0.1
     first, last = max(min([low, *ends]), low - span), min(max([high, *ends]), high + span)
@@ -193,10 +199,21 @@ def _profile(table: Table) -> Figure:
             axes.fill_between(levels, profile.low, profile.high, color=tint, alpha=0.1, linewidth=0, step="mid")
     axes.set(xlabel=_axis_name(table), ylabel="share of trainings that are better", ylim=(-0.03, 1.03))
     axes.grid(True)
-    _legend(figure, handles, [_counted(row, len(scores.seeds([row], columns)), len(spec.seeds)) for row in rows])
+    common = len(spec.common_seeds)
+    seeds_of = {row: len(scores.seeds([row], columns)) for row in rows}
+    whole = {row: spec.whole(row) for row in rows}
+    names = [_counted(row, seeds_of[row], common) if whole[row] else f"{row} ({NONE})" for row in rows]
+    _legend(figure, handles, names)
     bands = "bands: 95% intervals at each score" if len(rows) <= 7 else "intervals are not drawn for so many rows"
-    _title(figure, table, bands)
+    note = f"{common} seeds; {bands}" if common > 1 else "1 seed: no intervals"
+    _title(figure, table, note + ("" if all(whole.values()) else f"; {NONE}: not run in every column"))
     return figure
+
+
+def _counted_least(table: Table, row: str) -> str:
+    """A row's name, with its seeds in the column that lacks most of them."""
+    cell = max((cell for cell in table.cells if cell.row == row), key=lambda cell: len(cell.missing))
+    return _counted(row, len(cell.seeds), len(cell.seeds) + len(cell.missing))
 
 
 def _counted(row: str, seeds: int, wanted: int) -> str:
@@ -220,9 +237,18 @@ def _legend(figure: Figure, handles: Sequence[Artist], names: Sequence[str]) -> 
     figure.legend(handles, [shorten(name, 60) for name in names], loc="outside lower center", ncols=columns)
 
 
-def _title(figure: Figure, table: Table, how: str) -> None:
-    seeds = len(table.spec.seeds)
-    note = f"{seeds} seeds; {how}" if seeds > 1 else "1 seed: no intervals"
+def _over_seeds(table: Table, how: str) -> str:
+    """How many seeds a column has, and what is drawn of them."""
+    counts = [len(table.spec.seeds_of(column)) for column in table.spec.columns]
+    low, high = min(counts), max(counts)
+    seeds = f"{low} to {high} seeds" if low < high else f"{high} seeds"
+    thin = any(cell.over_episodes for cell in table.cells)
+    if high == 1:
+        return "1 seed; thin: 95% intervals over its episodes" if thin else "1 seed: no intervals"
+    return f"{seeds}; {how}" + ("; thin: over the episodes of one seed" if thin else "")
+
+
+def _title(figure: Figure, table: Table, note: str) -> None:
     width = 13 * figure.get_figwidth()
     figure.suptitle(f"{_wrapped(table.spec.title, width)}\n{_wrapped(note, width)}", fontsize=10, x=0.01, ha="left")
 

@@ -79,6 +79,8 @@ def _scores(table: Table) -> Block:
                 _over(over[row], over[row].mean, form, spec),
                 _over(over[row], over[row].middle, form, spec, False),
             ]
+        elif over:
+            line += [Entry(""), Entry("")]
         body.append(tuple(line))
     better = "" if spec.higher_is_better else ", lower is better"
     header = (score_name(spec) + better, *spec.columns, *(("mean", "IQM") if over else ()))
@@ -87,17 +89,22 @@ def _scores(table: Table) -> Block:
 
 def _score_notes(table: Table) -> tuple[str, ...]:
     spec = table.spec
-    seeds = f"{len(spec.seeds)} seeds ({', '.join(map(str, spec.seeds))})"
-    over = f"Means over {seeds}, each a training, with 95% bootstrap-t intervals over seeds."
-    if len(spec.seeds) == 1:
-        over = f"1 seed ({spec.seeds[0]}), one training a cell: nothing is known of the spread between trainings."
-    notes = [f"{over} Each score is over {_episodes(table.evaluations)}."]
+    notes = [f"{_seeds(spec)} Each score is over {_episodes(table.evaluations)}."]
     if spec.score == NORMALISED:
         notes[0] += " Normalised: 0 is random, 100 the task's expert reference."
+    if any(cell.over_episodes for cell in table.cells):
+        notes.append(
+            "Over episodes: the 95% interval of Student's t over the episodes of one training, which holds nothing of "
+            "the spread between trainings."
+        )
+    if not all(cell.asked for cell in table.cells):
+        notes.append(f"{NONE}: not run." + (" Such a row has no mean over all columns." if table.overall else ""))
     if table.overall:
         drawn = "joint between columns, which share trainings" if table.joint else "independent between columns"
+        which = f" ({', '.join(map(str, spec.common_seeds))})" if len(_seed_groups(spec)) > 1 else ""
         notes.append(
-            f"Mean and IQM (interquartile mean) are over all columns, of the seeds that every column has, {drawn}."
+            "Mean and IQM (interquartile mean) are over all columns, of the seeds that every column has"
+            f"{which}, {drawn}."
         )
     runs = len({one.run for one in table.evaluations})
     notes.append(
@@ -105,6 +112,24 @@ def _score_notes(table: Table) -> tuple[str, ...]:
         f"{spec.budget.minutes:g} minutes."
     )
     return (*notes, rule(table)) if rule(table) else tuple(notes)
+
+
+def _seeds(spec: TableSpec) -> str:
+    groups = _seed_groups(spec)
+    each = [f"{_count(len(seeds), 'seed')} ({', '.join(map(str, seeds))})" for seeds in groups]
+    if len(groups) > 1:
+        each = [f"{words} in {', '.join(columns)}" for words, columns in zip(each, groups.values(), strict=True)]
+    if max(map(len, groups)) == 1:
+        return f"{'; '.join(each)}, one training a cell: nothing is known of the spread between trainings."
+    return f"Means over {'; '.join(each)}, each a training, with 95% bootstrap-t intervals over seeds."
+
+
+def _seed_groups(spec: TableSpec) -> dict[tuple[int, ...], list[str]]:
+    """Columns by their seeds."""
+    groups: dict[tuple[int, ...], list[str]] = {}
+    for column in spec.columns:
+        groups.setdefault(spec.seeds_of(column), []).append(column)
+    return groups
 
 
 def _episodes(evaluations: Sequence[Evaluation]) -> str:
@@ -137,18 +162,31 @@ class _Form:
 
 
 def _cell(cell: Cell, form: _Form) -> Entry:
-    return _estimated(cell.estimate, len(cell.seeds), len(cell.seeds) + len(cell.missing), cell.best, form)
+    if not cell.asked:
+        return Entry(NONE)
+    wanted = len(cell.seeds) + len(cell.missing)
+    return _estimated(cell.estimate, len(cell.seeds), wanted, cell.best, form, cell.over_episodes)
 
 
 def _over(overall: Overall, estimate: Estimate | None, form: _Form, spec: TableSpec, mark: bool = True) -> Entry:
-    return _estimated(estimate, len(overall.seeds), len(spec.seeds), mark and overall.best, form)
+    return _estimated(estimate, len(overall.seeds), len(spec.common_seeds), mark and overall.best, form)
 
 
-def _estimated(estimate: Estimate | None, seeds: int, wanted: int, best: bool, form: _Form) -> Entry:
+def _estimated(
+    estimate: Estimate | None,
+    seeds: int,
+    wanted: int,
+    best: bool,
+    form: _Form,
+    over_episodes: tuple[float, float] | None = None,
+) -> Entry:
     """A value with its interval, and how many seeds there are where one is missing or there is only one."""
     if estimate is None:
         return Entry("missing")
     count = f"{seeds} of {wanted} seeds" if seeds < wanted else "1 seed"
+    if over_episodes is not None:
+        low, high = map(form, over_episodes)
+        return Entry(form(estimate.value), f"({low} to {high} over episodes), {count}", best)
     if not (math.isfinite(estimate.low) and math.isfinite(estimate.high)):
         return Entry(form(estimate.value), f"({count})", best)
     detail = form.interval(estimate)
@@ -167,6 +205,8 @@ def _comparisons(table: Table) -> Block:
     least = [one.comparison.p_least for one in table.contrasts if one.comparison and one.column and len(one.seeds) > 1]
     if least and min(least) > 0.05:
         notes.append(f"With so few seeds no p of a single column can be below {min(least):g}.")
+    if least and any(one.column and len(one.seeds) == 1 for one in table.contrasts):
+        notes.append("One common seed has no test, and does not count in the correction.")
     header = ("column", "row", "difference", "p", "p, corrected", "P(better)")
     return Block(f"Compared with {spec.reference}", "", header, body, tuple(notes), labels=2)
 
@@ -229,6 +269,7 @@ def _published(published: Published) -> Block:
     )
     arxiv = f" (arXiv {table.arxiv})" if table.arxiv else ""
     second = " All of it is second-hand: copied from a later paper." if table.second_hand else ""
+    lacking = any(score is None for row in table.rows.values() for score in row.scores)
     rows = [
         f"{name}: {'; '.join(filter(None, (row.source, row.note)))}."
         for name, row in table.rows.items()
@@ -239,6 +280,7 @@ def _published(published: Published) -> Block:
         f"Source: {table.source}{arxiv}.{second} Unit: {table.unit}. Protocol: {table.protocol}",
         *rows,
         *table.notes,
+        *([f"{NONE}: not published, or not known to us."] if lacking else []),
         "Digits as published, trailing zeros left out; no interval, no statistics and no marks are made of them.",
     )
     return Block(f"Published numbers, not ours: {table.title}", "", ("method", *table.columns), body, notes)

@@ -58,7 +58,9 @@ class Choice:
 
     Attributes:
         table: name of the published table. note: why its numbers are, or are not, comparable with ours.
-        rows: methods, None for all. columns: the published column for a column of ours, None for all of theirs.
+        rows: methods, None for all.
+        columns: the published column for a column of ours. None for the columns of ours, by their names, of which the
+            published table may lack some; or for all of theirs where it has none of them.
     """
 
     table: str
@@ -78,7 +80,8 @@ class Published:
     """Published rows beside a table of ours.
 
     Attributes:
-        name: of the published table. table: cut to the rows and columns that are shown. note: on comparing them.
+        name: of the published table. note: on comparing them.
+        table: cut to the rows and columns that are shown; a column of ours that it lacks has no scores.
         beside: for each column shown, the column of ours that it stands for; empty where nothing is said of that.
     """
 
@@ -118,12 +121,13 @@ def choose(choice: Choice, tables: dict[str, PublishedTable], ours: tuple[str, .
             raise ValueError(f"columns has {column!r}, which is no column of this table: {nearest(column, ours)}")
         if published not in table.columns:
             raise ValueError(f"columns.{column} is {published!r}: {nearest(published, table.columns)}")
-    columns = table.columns if choice.columns is None else tuple(choice.columns.values())
+    named = ours if set(ours) & set(table.columns) else ()
+    columns = (named or table.columns) if choice.columns is None else tuple(choice.columns.values())
     if not columns or len(set(columns)) < len(columns):
         raise ValueError(f"columns has the published {list(columns)}: expected one or more, none twice")
-    places = [table.columns.index(column) for column in columns]
-    rows = {
-        name: replace(table.rows[name], scores=tuple(table.rows[name].scores[place] for place in places))
-        for name in choice.rows or table.rows
-    }
-    return Published(choice.table, replace(table, columns=columns, rows=rows), choice.note, tuple(choice.columns or ()))
+    rows = {}
+    for name in choice.rows or table.rows:
+        scores = dict(zip(table.columns, table.rows[name].scores, strict=True))
+        rows[name] = replace(table.rows[name], scores=tuple(scores.get(column) for column in columns))
+    beside = named if choice.columns is None else tuple(choice.columns)
+    return Published(choice.table, replace(table, columns=columns, rows=rows), choice.note, beside)

@@ -12,7 +12,7 @@ class Evaluation:
 
     Attributes:
         row, column: labels of its cell. run: folder of the training. training_seed: of the training.
-        score: what the table shows of it.
+        score: what the table shows of it. score_low, score_high: its 95% interval over the episodes.
         task, rules, dataset, method, algo: of the training. fingerprint: of the data.
         training_steps, training_seconds: of the training.
         sampler, sampler_steps, guidance_scale, returns: what it planned with, and what was asked of it.
@@ -50,6 +50,8 @@ class Evaluation:
     violation_rate: float | None = None
     teams: int | None = None
     seconds_per_decision: float | None = None
+    score_low: float | None = None
+    score_high: float | None = None
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,8 @@ class Cell:
         missing: seeds that the table asks for and that are not there.
         estimate: their mean, with its interval over seeds; None where nothing is there.
         best: the column's best, or not told apart from it (see `core.tables.assemble`).
+        over_episodes: of a single seed, the interval over the episodes of its evaluation; None where it is not known.
+        asked: the table asks for it; a row that is not run in a column has an empty cell.
     """
 
     row: str
@@ -70,6 +74,8 @@ class Cell:
     missing: tuple[int, ...]
     estimate: Estimate | None
     best: bool
+    over_episodes: tuple[float, float] | None = None
+    asked: bool = True
 
 
 @dataclass(frozen=True)
@@ -95,7 +101,7 @@ class Contrast:
     Attributes:
         column: where; None over all columns.
         comparison: scores of the row minus those of the reference; None without a common seed. Its `p_holm` corrects
-            for all contrasts of single columns, or for all those over all columns.
+            for all contrasts of single columns that have two seeds or more, or for all those over all columns.
         improvement: probability that a training of the row is better than one of the reference.
     """
 
@@ -127,8 +133,8 @@ class Table:
     """A benchmark table.
 
     Attributes:
-        cells: row by row, every one that the table asks for. overall: a row each; empty if columns are not averaged.
-        contrasts: empty without a reference. efforts: a row each. checks: of the protocol.
+        cells: row by row. overall: one for each row that is run in every column; empty if columns are not averaged.
+        contrasts: where both rows are run; empty without a reference. efforts: a row each. checks: of the protocol.
         joint: columns share trainings, so a seed is one for all of them.
         evaluations: all that was given, in the table's order.
     """

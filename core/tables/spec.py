@@ -23,13 +23,17 @@ class ColumnSpec:
     Attributes:
         train, evaluate: options of its trainings and evaluations.
         collect: options that make its data where they are not there; None for data that must exist.
+        seeds: of its trainings, None for the table's.
     """
 
     train: tuple[str, ...] = ()
     evaluate: tuple[str, ...] = ()
     collect: tuple[str, ...] | None = None
+    seeds: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
+        if self.seeds is not None:
+            _check_seeds(self.seeds)
         _check_options(train=self.train, evaluate=self.evaluate, collect=self.collect or ())
 
 
@@ -42,6 +46,7 @@ class RowSpec:
         tuning_trials: configurations tried before this one, None where not stated.
         cloning: it is the table's behaviour cloning.
         x: its place on the figure's axis, None for a row that is a line across. series: the curve that it is part of.
+        columns: those that it is trained and evaluated in, None for all.
     """
 
     train: tuple[str, ...] = ()
@@ -50,9 +55,12 @@ class RowSpec:
     cloning: bool = False
     x: float | None = None
     series: str = ""
+    columns: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         _check_options(train=self.train, evaluate=self.evaluate)
+        if self.columns is not None and (not self.columns or len(set(self.columns)) < len(self.columns)):
+            raise ValueError(f"columns are {list(self.columns)}: name one or more, none twice")
         if self.tuning_trials is not None and self.tuning_trials < 0:
             raise ValueError(f"tuning_trials is {self.tuning_trials}: expected 0 or more, 0 for none")
 
@@ -90,7 +98,8 @@ class TableSpec:
 
     Attributes:
         title, caption: one line, and a few sentences. columns, rows: by label, in the order in which they are shown.
-        seeds: of the trainings. train, evaluate: options of every training and every evaluation.
+        seeds: of the trainings, where a column has none of its own.
+        train, evaluate: options of every training and every evaluation.
         budget: of one training. score: the column of the evaluations that is shown. higher_is_better: of the score.
         selected_on_test: a setting or checkpoint was chosen by the table's own episodes; None where not stated.
         reference: the row that the others are compared with. figure: how it is drawn.
@@ -120,14 +129,28 @@ class TableSpec:
             _check_labels(name, labels)
             _check_distinct(name, labels)
         _check_options(train=self.train, evaluate=self.evaluate)
-        if not self.seeds or min(self.seeds) < 0 or len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"seeds are {list(self.seeds)}: expected one or more, from 0 up, none twice")
+        _check_seeds(self.seeds)
+        self._check_places()
         if self.reference is not None and self.reference not in self.rows:
             raise ValueError(f"reference is {self.reference!r}: {nearest(self.reference, self.rows)}")
         self._check_figure()
 
+    def _check_places(self) -> None:
+        for label, row in self.rows.items():
+            for column in row.columns or ():
+                if column not in self.columns:
+                    raise ValueError(
+                        f"rows.{label}.columns has {column!r}, which is no column of this table: "
+                        f"{nearest(column, self.columns)}"
+                    )
+        for column in self.columns:
+            if not any(self.asks(row, column) for row in self.rows):
+                raise ValueError(f"columns has {column!r}, which no row is run in: name it in a row's columns")
+
     def _check_figure(self) -> None:
         kind = self.figure.kind
+        if kind == "profile" and not self.common_seeds:
+            raise ValueError("figure.kind is 'profile': expected a seed that all columns have")
         if kind == "profile" and len(self.columns) > 1 and self.score != NORMALISED:
             raise ValueError(f"figure.kind is 'profile': scores of several columns need score: {NORMALISED}")
         if kind != "lines":
@@ -146,8 +169,26 @@ class TableSpec:
 
     @property
     def averaged(self) -> bool:
-        """Whether scores are averaged over columns: several, in one unit."""
-        return len(self.columns) > 1 and self.score == NORMALISED
+        """Whether scores are averaged over columns: several, in one unit, with seeds in common."""
+        return len(self.columns) > 1 and self.score == NORMALISED and bool(self.common_seeds)
+
+    @property
+    def common_seeds(self) -> tuple[int, ...]:
+        """Seeds of every column."""
+        return tuple(sorted(set.intersection(*(set(self.seeds_of(column)) for column in self.columns))))
+
+    def seeds_of(self, column: str) -> tuple[int, ...]:
+        """Seeds of a column's trainings, in order."""
+        return tuple(sorted(self.columns[column].seeds or self.seeds))
+
+    def asks(self, row: str, column: str) -> bool:
+        """Whether a row is trained and evaluated in a column."""
+        columns = self.rows[row].columns
+        return columns is None or column in columns
+
+    def whole(self, row: str) -> bool:
+        """Whether a row is run in every column."""
+        return all(self.asks(row, column) for column in self.columns)
 
 
 def read_spec(path: Path, published: Path | None = None) -> TableSpec:
@@ -186,6 +227,11 @@ def _published(entry: Any, file: Path, spec: TableSpec) -> Published | None:
 def _beside(path: Path) -> Path:
     files = [folder / "published.yaml" for folder in (path.parent, path.parent.parent)]
     return next((file for file in files if file.is_file()), files[0])
+
+
+def _check_seeds(seeds: tuple[int, ...]) -> None:
+    if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
+        raise ValueError(f"seeds are {list(seeds)}: expected one or more, from 0 up, none twice")
 
 
 def _check_options(**lists: Iterable[str]) -> None:

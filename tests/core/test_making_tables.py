@@ -6,16 +6,19 @@ import runpy
 import shutil
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from statistics import mean
+from types import SimpleNamespace
 
 import pytest
 import yaml
 
-from core.cli import evaluate, sweep
+from core.cli import evaluate, sweep, tables
 from core.cli.tables import make
 from core.errors import UserError
 from core.tables import read_spec, write
+from marl import TaskConfig
 
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "tables.py"
 WORK = Path("all our tables", "tiny")
@@ -79,9 +82,9 @@ def rolled_out(place, monkeypatch):
     episodes = []
     rollout = evaluate.rollout
 
-    def counting(policy, make, seeds, **options):
+    def counting(policy, environments, seeds, **options):
         episodes.append(len(seeds))
-        return rollout(policy, make, seeds, **options)
+        return rollout(policy, environments, seeds, **options)
 
     monkeypatch.setattr(sweep, "run_jobs", run_jobs)
     monkeypatch.setattr(evaluate, "rollout", counting)
@@ -170,6 +173,28 @@ ADDED = {
         [f"mpe-spread-random-bc_returns-s{seed}" for seed in (0, 1)],
         [6, 6],
     ),
+    "a column of one seed": (
+        {"columns": {"random": RANDOM | {"seeds": [1]}} | COLUMNS},
+        ["mpe-spread-random-bc_returns-s1"],
+        [6],
+    ),
+    "fewer seeds of a column": ({"columns": COLUMNS | {"mixed": COLUMNS["mixed"] | {"seeds": [1]}}}, [], []),
+    "a row in one column": (
+        {"rows": {"best": {"train": ["algo=bc_best"], "columns": ["mixed"]}, **TINY["rows"]}},
+        [f"mpe-spread-mixed-bc_best-s{seed}" for seed in (0, 1)],
+        [3] * 2,
+    ),
+    "a row that is alone in a column": (
+        {
+            "columns": {"random": RANDOM} | COLUMNS,
+            "rows": {
+                **{label: row | {"columns": list(COLUMNS)} for label, row in TINY["rows"].items()},
+                "high anywhere": {"train": ["algo=bc_returns"], "evaluate": ["guidance.returns=0.9", "episodes=2"]},
+            },
+        },
+        [f"mpe-spread-random-bc_returns-s{seed}" for seed in (0, 1)],
+        [2] * 6,
+    ),
     "a seed": (
         {"seeds": [0, 2, 1]},
         [f"mpe-spread-{data}-bc_returns-s2" for data in ("expert", "mixed")],
@@ -189,7 +214,28 @@ def test_only_what_is_missing_is_made(what, rolled_out):
     for path, (content, written) in before.items():
         assert after[path][0].startswith(content)
         assert after[path][1] == written or (path.name == "evaluations.jsonl" and after[path][0] != content)
-    assert all(not cell.missing and len(cell.scores) == len(table.spec.seeds) for cell in table.cells)
+    for cell in table.cells:
+        assert not cell.missing
+        assert cell.asked == (cell.column in (table.spec.rows[cell.row].columns or table.spec.columns))
+        assert cell.seeds == (table.spec.seeds_of(cell.column) if cell.asked else ())
+
+
+def test_one_seed_shows_its_interval_over_episodes(made, rolled_out):
+    table = make(spec_of(columns=COLUMNS | {"mixed": COLUMNS["mixed"] | {"seeds": [1]}}), WORK, workers=1)
+    (row,) = [row for row in rows_of(WORK / "runs" / "mpe-spread-mixed-bc_returns-s1") if row["returns"] == 0.9]
+    assert table.cell("high", "mixed").over_episodes == tuple(row["interval"])
+    assert table.cell("high", "mixed").scores == (row["return_mean"],)
+    assert table.cell("high", "expert").over_episodes is None
+
+
+def test_ends_of_a_normalised_score():
+    """By the references of spread under mpe2, -26.3 and -6."""
+    run = SimpleNamespace(config={"task": asdict(TaskConfig())}, folder="run")
+    ends = tables._normalised_ends(run, {"return_low": -16.15, "return_high": -3.97})
+    assert ends == pytest.approx({"normalised_low": 50.0, "normalised_high": 110.0})
+    assert tables._normalised_ends(run, {"return_low": None, "return_high": None}) == {}
+    run.config["task"]["max_cycles"] = 4
+    assert tables._normalised_ends(run, {"return_low": -16.15, "return_high": -3.97}) == {}
 
 
 def test_what_ran_out_of_its_budget_goes_on_with_more(made, rolled_out):
