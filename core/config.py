@@ -43,9 +43,15 @@ def compose_config(name: str, overrides: Sequence[str]) -> DictConfig:
             return compose(name, [_line(override) for override in parsed])
         except (HydraException, OmegaConfBaseException) as error:
             defaults = compose(name, [_line(o) for o in parsed if _presets(o.key_or_group)])
-            known = sorted({*_keys(defaults), *map(str, defaults)})
+            free = _mappings(defaults)
+            if any(_within(override, free) for override in parsed):
+                # Hydra takes new entries of a mapping after ++ alone.
+                with suppress(HydraException, OmegaConfBaseException):
+                    return compose(name, [f"++{_line(o)}" if _within(o, free) else _line(o) for o in parsed])
+            known = sorted({*_keys(defaults), *map(str, defaults), *free})
             for override in parsed:
-                _check_key(override, known)
+                if not _within(override, free):
+                    _check_key(override, known)
             reason = error.__cause__ or error
             raise UserError(
                 f"{_first_line(error)}: {_first_line(reason)}" if error.__cause__ else _first_line(error)
@@ -204,6 +210,21 @@ def _keys(config: DictConfig, prefix: str = "") -> list[str]:
         else:
             keys.append(name)
     return keys
+
+
+def _mappings(config: DictConfig, prefix: str = "") -> list[str]:
+    """Options that are mappings with entries of any name, such as task.options."""
+    found = []
+    for key in config:
+        name, node = f"{prefix}{key!s}", config._get_node(key)
+        if isinstance(node, DictConfig) and not node._is_none():
+            found += [name] if OmegaConf.get_type(node) is dict else _mappings(node, f"{name}.")
+    return found
+
+
+def _within(override: Override, mappings: Sequence[str]) -> bool:
+    """Whether an override is of a mapping or of an entry of it."""
+    return any(f"{override.key_or_group}.".startswith(f"{key}.") for key in mappings)
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,13 +1,25 @@
 """The Python in the README and in docs/ runs as it stands."""
 
 import re
+import shlex
+import sys
 from pathlib import Path
+
+import pytest
 
 from core.cli import main
 
 README = Path(__file__).parents[1] / "README.md"
 ENGINE = Path(__file__).parents[1] / "docs" / "engine.md"
 EXPERIMENTS = Path(__file__).parents[1] / "docs" / "experiments.md"
+ENVIRONMENTS = Path(__file__).parents[1] / "docs" / "environments.md"
+
+#: What makes a command short.
+SHORT = {
+    "collect": ["episodes=4"],
+    "train": ["trainer.steps=2", "trainer.batch_size=4", "trainer.device=cpu"],
+    "evaluate": ["episodes=2", "sampler.steps=1", "device=cpu"],
+}
 
 
 def test_readme_code_runs(tmp_path, monkeypatch):
@@ -60,3 +72,45 @@ def test_experiments_code_runs(tmp_path, monkeypatch):
     assert sorted(frame["algo.name"]) == ["cloning", "cloning", "madiff", "madiff"]
     assert set(frame["trainer.steps"]) == {2}
     assert guided["guidance_scale"].tolist() == [1]
+
+
+def environments_commands(extra):
+    """The commands of the page, in order; those that need an extra, or the others."""
+    lines = re.findall(r"^convoy +(.*)$", ENVIRONMENTS.read_text(), re.MULTILINE)
+    return [shlex.split(line) for line in lines if ("mamujoco" in line or "cheetah" in line) == extra]
+
+
+def run_short(commands):
+    for verb, *options in commands:
+        assert main([verb, *options, *SHORT.get(verb, [])]) == 0
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    """A folder to work in, whose modules are found and forgotten again."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "data"))
+    monkeypatch.delitem(sys.modules, "lane", raising=False)
+    yield tmp_path
+    sys.modules.pop("lane", None)
+
+
+def test_environments_code_runs(elsewhere):
+    """The page's own environment, saved as it says, and its commands on a few episodes."""
+    lane, rendering = re.findall(r"```python\n(.*?)```", ENVIRONMENTS.read_text(), re.DOTALL)
+    (elsewhere / "lane.py").write_text(lane)
+    commands = environments_commands(extra=False)
+    assert [verb for verb, *_ in commands].count("evaluate") == 4
+    run_short(commands)
+    names: dict = {}
+    exec(rendering, names)
+    assert names["frame"].shape == (480, 480, 3)
+    assert names["frame"].std() > 0
+
+
+@pytest.mark.extra
+def test_environments_mujoco_runs(elsewhere):
+    pytest.importorskip("gymnasium_robotics", reason="needs the extra 'mamujoco'")
+    run_short(environments_commands(extra=True))
+    assert not list(elsewhere.glob("MUJOCO_LOG.TXT"))

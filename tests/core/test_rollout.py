@@ -6,6 +6,7 @@ from pettingzoo import ParallelEnv
 
 from core.data import Trajectories
 from core.noise import normal
+from core.parallel_envs import ParallelEnvironments
 from core.rollout import Context, Reactive, rollout
 
 SEEDS = [3, 8, 1, 14, 6, 0, 11]
@@ -120,7 +121,8 @@ def test_trajectories_are_those_of_one_environment_at_a_time(parallel):
         made.append(Drift())
         return made[-1]
 
-    result = rollout(Noisy(), make, SEEDS, parallel=parallel, progress=progress.append)
+    with ParallelEnvironments(make) as environments:
+        result = rollout(Noisy(), environments, SEEDS, parallel=parallel, progress=progress.append)
     assert_same(result.trajectories, EXPECTED)
     assert len(made) == min(parallel, len(SEEDS))
     assert all(env.closed for env in made)
@@ -141,7 +143,7 @@ def test_what_the_toy_gives():
 
 def test_a_policy_is_told_of_rewards_costs_and_ends():
     policy = Noisy()
-    data = rollout(policy, Drift, SEEDS, parallel=len(SEEDS)).trajectories
+    data = rollout(policy, ParallelEnvironments(Drift), SEEDS, parallel=len(SEEDS)).trajectories
     lengths = data.offsets.diff() - 1
     assert [told[0] for told in policy.told] == list(range(int(lengths.max())))
     for step, active, rewards, costs, done in policy.told:
@@ -154,7 +156,7 @@ def test_a_policy_is_told_of_rewards_costs_and_ends():
 
 
 def test_an_end_by_both_counts_as_terminated():
-    data = rollout(Noisy(), lambda: Drift("both at once"), SEEDS).trajectories
+    data = rollout(Noisy(), ParallelEnvironments(lambda: Drift("both at once")), SEEDS).trajectories
     assert data.terminated.all()
 
 
@@ -169,14 +171,14 @@ def test_environments_are_closed_even_when_the_policy_fails():
         def act(self, observations, context):
             raise RuntimeError("no plan")
 
-    with pytest.raises(RuntimeError, match="no plan"):
-        rollout(Failing(), make, range(3))
+    with pytest.raises(RuntimeError, match="no plan"), ParallelEnvironments(make) as environments:
+        rollout(Failing(), environments, range(3))
     assert [environment.closed for environment in made] == [True] * 3
 
 
 def test_agents_may_end_in_different_ways():
     """One agent terminated and the other truncated: PettingZoo's episode is over, and it was no termination of all."""
-    data = rollout(Noisy(), lambda: Drift("one each"), SEEDS).trajectories
+    data = rollout(Noisy(), ParallelEnvironments(lambda: Drift("one each")), SEEDS).trajectories
     assert torch.equal(data.offsets, EXPECTED.offsets)
     assert not data.terminated.any()
 
@@ -188,4 +190,4 @@ def test_a_policy_may_reuse_its_buffer():
                 self.buffer = torch.empty(len(observations), 2, 2)
             return self.buffer.copy_(super().act(observations, context))
 
-    assert_same(rollout(Buffered(), Drift, SEEDS).trajectories, EXPECTED)
+    assert_same(rollout(Buffered(), ParallelEnvironments(Drift), SEEDS).trajectories, EXPECTED)

@@ -2,10 +2,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 
-from core.algorithm import Acting, GuidanceConfig, TeamSpec
+from core.algorithm import Acting, GuidanceConfig
 from core.data import Trajectories
+from core.environments import TeamSpec
 from core.rollout import Context
+from core.stacking import Stack
 from core.training import Trainer, TrainerConfig
 from marl import Cloning, CloningConfig
 
@@ -40,9 +43,9 @@ def halves(episode, observations):
     return linear(1 if good else -1)(observations), torch.full((11, 2), float(good))
 
 
-def trained(config, data, folder, steps=400):
+def trained(config, data, folder, steps=400, spec=SPEC):
     torch.manual_seed(0)
-    algorithm = Cloning(config, SPEC)
+    algorithm = Cloning(config, spec)
     trainer = Trainer(algorithm, algorithm.prepare(data), replace(TRAINER, steps=steps), folder)
     trainer.run()
     trainer.ema.copy_to(algorithm)
@@ -118,6 +121,138 @@ def test_best_uses_the_best_episodes_alone(tmp_path):
 def test_at_least_one_episode_is_cloned(best, episodes):
     cloning = Cloning(CloningConfig(best=best), SPEC)
     assert len(cloning.prepare(team_data(halves, episodes=4))) == 10 * episodes
+
+
+# Choices, agents of different sizes, agents that are not there
+
+CHOOSING = TeamSpec(2, 3, 4, discrete=True, sizes=(1, 3))
+
+
+def choices(episodes=40, steps=5):
+    """Two agents of 1 and 3 entries; agent 1 leaves each episode at its third row. All but choice 3 may be illegal."""
+    generator = torch.Generator().manual_seed(3)
+    rows = episodes * (steps + 1)
+    observations = torch.randn(rows, 2, 3, generator=generator)
+    observations[:, 0, 1:] = 0
+    legal = torch.rand(rows, 2, 4, generator=generator) < 0.6
+    legal[..., 3] = True
+    chosen = torch.rand(rows, 2, 4, generator=generator).masked_fill(~legal, -1).argmax(dim=-1)
+    time = torch.arange(rows) % (steps + 1)
+    present = torch.ones(rows, 2, dtype=torch.bool)
+    present[time > 2, 1] = False
+    actions = F.one_hot(chosen, 4).float()
+    actions[time == steps] = 0
+    offsets = torch.arange(episodes + 1) * (steps + 1)
+    rewards = torch.zeros(rows, 2)
+    return Trajectories(
+        observations, actions, rewards, rewards, offsets, torch.zeros(episodes).bool(), legal=legal, present=present
+    )
+
+
+def test_the_loss_is_the_entropy_of_what_was_chosen_among_the_legal():
+    """Against torch's own, one decision at a time, of the agents that are there."""
+    data = choices(episodes=4)
+    torch.manual_seed(1)
+    cloning = Cloning(CloningConfig(hidden=8), CHOOSING)
+    batches = cloning.prepare(data)
+    index = torch.tensor([0, 3, 4, 11, 19, 2])
+    losses = []
+    for row in data.decisions[index].tolist():
+        for agent, size in enumerate(CHOOSING.sizes):
+            if not data.present[row, agent]:
+                continue
+            seen = (data.observations[row, agent] - cloning.normaliser.shift) / cloning.normaliser.scale
+            logits = cloning.net(torch.cat([seen[:size], torch.zeros(3 - size)]))
+            legal = torch.nonzero(data.legal[row, agent]).flatten().tolist()
+            taken = legal.index(int(data.actions[row, agent].argmax()))
+            losses.append(F.cross_entropy(logits[legal], torch.tensor(taken)))
+    assert 6 < len(losses) < 12
+    found = cloning.phases()[0].loss(batches.gather(index), torch.Generator())["loss"]
+    assert found.item() == pytest.approx(torch.stack(losses).mean().item(), rel=1e-5)
+
+
+def test_statistics_are_of_real_entries_alone():
+    data = choices()
+    cloning = Cloning(CloningConfig(), CHOOSING)
+    cloning.prepare(data)
+    rows = data.decisions
+    here = rows[data.present[rows, 1]]
+    first = torch.cat([data.observations[rows, 0, 0], data.observations[here, 1, 0]])
+    others = data.observations[here, 1, 1:]
+    mean = torch.cat([first.mean()[None], others.mean(dim=0)])
+    deviation = torch.cat([first.std(correction=0)[None], others.std(dim=0, correction=0)])
+    assert torch.allclose(cloning.normaliser.shift, mean, atol=1e-6)
+    assert torch.allclose(cloning.normaliser.scale, deviation, rtol=1e-5)
+
+
+def test_rows_without_an_agent_teach_nothing():
+    data = choices()
+    gone = ~data.present
+    spoilt = replace(
+        data,
+        observations=torch.where(gone[..., None], 1e6, data.observations),
+        actions=torch.where(gone[..., None], 0.25, data.actions),
+    )
+    losses = []
+    for one in (data, spoilt):
+        torch.manual_seed(1)
+        cloning = Cloning(CloningConfig(hidden=8), CHOOSING)
+        batches = cloning.prepare(one)
+        loss = cloning.phases()[0].loss(batches.gather(torch.arange(len(batches))), torch.Generator())["loss"]
+        loss.backward()
+        losses.append([loss.detach(), *(parameter.grad for parameter in cloning.parameters())])
+    assert all(torch.equal(a, b) for a, b in zip(*losses, strict=True))
+
+
+def test_it_learns_the_share_of_each_choice(tmp_path):
+    """Legal are 0, 1 and 3, chosen 1, 2 and 5 times in eight: a constant policy's logits differ by the logs of that."""
+    rows = 81
+    chosen = torch.tensor([0, 1, 1, 3, 3, 3, 3, 3]).repeat(11)[:rows]
+    actions = F.one_hot(chosen, 4).float()[:, None].repeat(1, 2, 1)
+    actions[-1] = 0
+    legal = torch.tensor([True, True, False, True]).expand(rows, 2, 4)
+    zeros = torch.zeros(rows, 2)
+    data = Trajectories(
+        torch.ones(rows, 2, 1), actions, zeros, zeros, torch.tensor([0, rows]), torch.tensor([True]), legal=legal
+    )
+    cloning = trained(CloningConfig(hidden=8), data, tmp_path, spec=TeamSpec(2, 1, 4, discrete=True))
+    logits = cloning.net(torch.zeros(1))
+    shares = torch.softmax(logits[[0, 1, 3]], dim=0)
+    assert torch.allclose(shares, torch.tensor([1, 2, 5]) / 8, atol=0.01)
+
+
+def test_nothing_illegal_is_chosen():
+    torch.manual_seed(2)
+    cloning = Cloning(CloningConfig(hidden=8), CHOOSING)
+    observations = torch.randn(50, 2, 3)
+    free = cloning.act(observations, 0.9)
+    assert torch.equal(free.sum(dim=-1), torch.ones(50, 2))
+    legal = free < 0.5  # all but the best
+    policy = cloning.policy(acting(0.9))
+    forced = policy.act(observations, Context(0, torch.ones(50, dtype=torch.bool), legal=legal))
+    assert not (forced * free).any()
+    assert torch.equal(forced.sum(dim=-1), torch.ones(50, 2))
+    seen = torch.cat([observations[:, :1] * torch.tensor([1.0, 0, 0]), observations[:, 1:]], dim=1)
+    second = cloning.net(seen).topk(2).indices[..., 1]
+    assert torch.equal(forced.argmax(dim=-1), second)
+
+
+def test_seeds_stack_with_masks():
+    data = choices(episodes=6)
+    members = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        members.append(Cloning(CloningConfig(hidden=8), CHOOSING))
+    batches = [member.prepare(data) for member in members][-1]
+    index = torch.stack([torch.arange(9), torch.arange(3, 12)])
+    alone = [
+        member.phases()[0].loss(batches.gather(rows), torch.Generator())["loss"].item()
+        for member, rows in zip(members, index, strict=True)
+    ]
+    stack = Stack(members)
+    together = stack.losses(members[0].phases()[0], batches, index, [torch.Generator(), torch.Generator()])["loss"]
+    assert together.tolist() == pytest.approx(alone, rel=1e-6)
+    assert alone[0] != alone[1]
 
 
 def test_what_its_policy_uses():

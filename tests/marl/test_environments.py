@@ -1,6 +1,7 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
-from mpe2 import simple_spread_v3
 from pettingzoo.test import parallel_api_test
 
 import marl
@@ -14,10 +15,6 @@ def forces(env, seed, steps=25):
     return [
         {agent: generator.uniform(-1, 1, 2).astype(np.float32) for agent in env.possible_agents} for _ in range(steps)
     ]
-
-
-def positions(env):
-    return np.stack([agent.state.p_pos for agent in env.unwrapped.world.agents])
 
 
 @pytest.mark.filterwarnings("error")
@@ -45,49 +42,6 @@ def test_spaces(agents):
     assert not any(terminations.values())
 
 
-def test_the_action_is_the_native_one():
-    """u = (x, y) moves the agents as mpe2's own (no-op, left, right, down, up) does."""
-    env = marl.parallel_env("mpe/spread")
-    native = simple_spread_v3.parallel_env(N=3, max_cycles=25, continuous_actions=True)
-    observations, expected = (e.reset(seed=11)[0] for e in (env, native))
-    for actions in forces(env, seed=0):
-        five = {}
-        for agent, (x, y) in actions.items():
-            five[agent] = np.array([0, max(-x, 0), max(x, 0), max(-y, 0), max(y, 0)], np.float32)
-        observations, rewards, *_ = env.step(actions)
-        expected, expected_rewards, *_ = native.step(five)
-        for agent in actions:
-            assert np.array_equal(observations[agent], expected[agent])
-        assert rewards == expected_rewards
-
-
-def test_each_direction():
-    """A positive first entry moves to the right, a positive second one up; beyond the box counts as its edge."""
-    for action, direction in (([1, 0], [1, 0]), ([-1, 0], [-1, 0]), ([0, 1], [0, 1]), ([0, -3], [0, -1])):
-        env = marl.parallel_env("mpe/spread", agents=1)
-        env.reset(seed=0)
-        before = positions(env)
-        env.step({"agent_0": np.array(action, np.float32)})
-        observations, *_ = env.step({"agent_0": np.zeros(2, np.float32)})
-        moved = positions(env)[0] - before[0]
-        assert np.allclose(moved / np.linalg.norm(moved), direction)
-        assert np.allclose(np.sign(np.round(observations["agent_0"][:2], 6)), direction)
-
-
-def test_cost_counts_contacts():
-    env, total = marl.parallel_env("mpe/spread", agents=5), 0
-    for seed in range(6):
-        _, infos = env.reset(seed=seed)
-        for actions in forces(env, seed):
-            *_, infos = env.step(actions)
-            where = positions(env)
-            for i, agent in enumerate(env.possible_agents):
-                contacts = sum(1 for j in range(5) if j != i and ((where[i] - where[j]) ** 2).sum() ** 0.5 < 2 * 0.15)
-                assert infos[agent]["cost"] == contacts
-                total += contacts
-    assert total > 20
-
-
 def test_same_seed_same_episode():
     runs = []
     for _ in range(2):
@@ -104,22 +58,59 @@ def test_same_seed_same_episode():
     [
         ("mpe/spred", {}, "unknown task 'mpe/spred': did you mean 'mpe/spread'"),
         ("atari/pong", {}, "unknown task 'atari/pong': choose one of: mpe/spread"),
-        ("mpe/spread", {"rules": "omer"}, "unknown task.rules 'omer': choose one of mpe2"),
-        ("mpe/spread", {"agents": 0}, "must be at least 1, got 0, 25"),
-        ("mpe/spread", {"max_cycles": 0}, "must be at least 1, got 3, 0"),
+        ("mpe/spread", {"rules": "omer"}, "unknown task.rules 'omer': choose one of mpe2, omar"),
+        ("mpe/spread", {"agents": -1}, "task.agents must be at least 0"),
+        ("mpe/spread", {"max_cycles": 0}, "task.max_cycles at least 1, got 0, 0"),
+        ("mpe/spread", {"missing": 3}, "leave one of 3 goals, got 3"),
+        ("mpe/tag", {"entities": True}, "are for spread, but the scenario is 'tag'"),
+        ("mpe/tag", {"prey": "fligt"}, "fligt"),
+        ("mpe/tag", {"prey": "no/such.npz"}, "no/such.npz"),
+        ("mpe/spread", {"options": {"N": 4}}, "task.options is for environments that are not our own"),
+        ("mpe/spread", {"agent": 4}, "unexpected keyword argument 'agent'"),
     ],
 )
-def test_unknown_tasks_and_rules(name, options, message):
+def test_unknown_tasks_and_settings(name, options, message):
     with pytest.raises(UserError, match=message):
         marl.parallel_env(name, **options)
 
 
-def test_dataset_ids_and_references():
-    task = TaskConfig()
-    assert task.dataset_id("expert") == "mpe/spread/mpe2/expert-v0"
-    assert task.references is REFERENCES["mpe/spread", "mpe2"]
-    assert task.references.normalise(task.references.random) == 0
-    assert task.references.normalise(task.references.expert) == 100
-    other = TaskConfig(agents=5)
-    assert other.dataset_id("expert") == "mpe/spread/mpe2/expert-5x25-v0"
-    assert other.references is None
+def test_dataset_ids():
+    def name(*names, **settings):
+        return TaskConfig(*names, **settings).dataset_id("expert")
+
+    assert name() == "mpe/spread/mpe2/expert-v0"
+    assert name("mpe/tag", "omar") == "mpe/tag/omar/expert-v0"
+    assert name(agents=5) == "mpe/spread/mpe2/expert-5x25-v0"
+    assert name(entities=True) == "mpe/spread/mpe2/expert-entities-v0"
+    assert name(circle=6, missing=1, speed=0.5) == "mpe/spread/mpe2/expert-circle6-missing1-speed0-5-v0"
+    assert name("mpe2.simple_tag_v3") == "mpe2-simple_tag_v3/expert-v0"
+    assert name("my.module:make") == "my-module-make/expert-v0"
+
+
+def test_references_are_of_the_task_as_it_is_published():
+    """The published numbers belong to the omar rules, and in tag and world to the published prey alone."""
+    spread = TaskConfig(rules="omar").references
+    assert (spread.random, spread.expert) == (159.8, 516.8)
+    assert spread.normalise(spread.random) == 0
+    assert spread.normalise(spread.expert) == 100
+    assert TaskConfig().references is REFERENCES["mpe/spread", "mpe2", ""]
+    assert TaskConfig(agents=5).references is None
+    assert TaskConfig(speed=0.5).references is None
+    for (_, rules, prey), references in REFERENCES.items():
+        published = "published" in references.source
+        assert not published or (rules == "omar" and prey in ("", "published"))
+
+
+@pytest.mark.parametrize("scenario", ["tag", "world"])
+def test_the_published_prey_has_the_published_references(scenario):
+    path = (
+        Path(__file__).resolve().parents[2].parent / "shared" / "data" / "mpe_prey" / f"mpe_prey_simple_{scenario}.npz"
+    )
+    if not path.is_file():
+        pytest.skip(f"needs the published prey at {path}")
+    task = TaskConfig(f"mpe/{scenario}", "omar", prey=str(path))
+    assert task.prey_name == "published"
+    assert task.references is REFERENCES[f"mpe/{scenario}", "omar", "published"]
+    assert task.dataset_id("expert") == f"mpe/{scenario}/omar/expert-published-v0"
+    assert task.settings["prey"] == "published"
+    assert TaskConfig(f"mpe/{scenario}", "omar").settings["prey"] == "flight"

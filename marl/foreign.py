@@ -1,0 +1,136 @@
+"""Environments made elsewhere: any PettingZoo ParallelEnv by name or import path, and multi-agent MuJoCo."""
+
+import importlib
+import io
+import re
+import sys
+import warnings
+from collections.abc import Mapping
+from contextlib import redirect_stderr
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
+
+import pettingzoo
+from gymnasium.error import Error as GymnasiumError
+from pettingzoo import AECEnv, ParallelEnv
+
+from core.errors import UserError, nearest
+
+MAMUJOCO = "mamujoco/"
+
+#: What makers raise of options that they cannot take, or for want of a package.
+_REFUSALS: tuple[type[Exception], ...] = (TypeError, ValueError, LookupError, AssertionError, NotImplementedError)
+_REFUSALS += (OSError, ImportError, GymnasiumError)
+
+_REGISTERED = re.compile(r"[\w.-]+/[\w.-]+[-_]v\d+")
+
+
+def is_foreign(name: str) -> bool:
+    """Whether a task's name is an import path, one that PettingZoo registers, or one of multi-agent MuJoCo's."""
+    path = "/" not in name and ("." in name or ":" in name)
+    return path or name.startswith(MAMUJOCO) or _REGISTERED.fullmatch(name) is not None
+
+
+def foreign_env(name: str, options: Mapping[str, Any]) -> ParallelEnv:
+    """The environment of a name.
+
+    Args:
+        name: "module:attribute", the attribute being a callable that returns a ParallelEnv; "module", of which
+            `parallel_env` is called, as PettingZoo's modules have it; what PettingZoo registers it as, such as
+            "classic/rps-v2"; or "mamujoco/SCENARIO-CONFIGURATION", such as "mamujoco/HalfCheetah-2x3" (the mamujoco
+            extra). Modules of the working directory are found too.
+        options: keyword arguments of the call.
+
+    Raises:
+        UserError: there is no such module, attribute or name, the call fails, or it returns no ParallelEnv.
+    """
+    if name.startswith(MAMUJOCO):
+        return _mamujoco(name, options)
+    make = _registered(name) if "/" in name else _imported(name)
+    try:
+        environment = make(**options)
+    except _REFUSALS as error:
+        raise UserError(_refused(name, options, error)) from error
+    if isinstance(environment, ParallelEnv):
+        return environment
+    turns = "its agents act in turns; if they may act at once, " if isinstance(environment, AECEnv) else ""
+    raise UserError(
+        f"task.name={name} makes a {type(environment).__name__}, not a PettingZoo ParallelEnv: {turns}"
+        "wrap it, for example with pettingzoo.utils.conversions.aec_to_parallel"
+    )
+
+
+def _registered(name: str) -> Any:
+    """What makes an environment that PettingZoo has a name for."""
+    registry = getattr(pettingzoo, "parallel_registry", None)
+    if registry is None:
+        raise UserError(f"task.name={name}: names need pettingzoo 1.27 or newer; install it, or give an import path")
+    if name not in registry:
+        raise UserError(
+            f"task.name={name}: PettingZoo has no environment of that name in which agents act at once: "
+            f"{nearest(name, registry)}"
+        )
+    return registry[name].make
+
+
+def _imported(name: str) -> Any:
+    """The callable that an import path names."""
+    module, _, attribute = name.partition(":")
+    attribute = attribute or "parallel_env"
+    here = str(Path.cwd())
+    if not {"", here} & set(sys.path):  # the installed command looks in its own folder instead
+        sys.path.append(here)
+    try:
+        imported = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"task.name={name}: there is no module {error.name!r}; install its package, or run where it can be imported"
+        ) from error
+    except (ImportError, TypeError, ValueError) as error:
+        raise UserError(f"task.name={name}: {module} cannot be imported: {error}") from error
+    try:
+        make = attrgetter(attribute)(imported)
+    except AttributeError as error:
+        turns = "; its env is for agents in turns" if attribute == "parallel_env" and hasattr(imported, "env") else ""
+        raise UserError(
+            f"task.name={name}: module {module} has no {attribute!r}{turns}; "
+            "write MODULE:CALLABLE, which returns a ParallelEnv"
+        ) from error
+    if not callable(make):
+        raise UserError(
+            f"task.name={name}: {attribute!r} is a {type(make).__name__}, which cannot be called; "
+            "write MODULE:CALLABLE, which returns a ParallelEnv"
+        )
+    return make
+
+
+def _refused(name: str, options: Mapping[str, Any], error: Exception) -> str:
+    given = f"task.options={dict(options)}" if options else "no task.options"
+    said = str(error).splitlines()
+    return f"task.name={name} cannot be made with {given}: {type(error).__name__} {said[0] if said else ''}".rstrip()
+
+
+def _mamujoco(name: str, options: Mapping[str, Any]) -> ParallelEnv:
+    try:
+        with redirect_stderr(io.StringIO()):  # it has news of other environments
+            import mujoco
+            from gymnasium_robotics import mamujoco_v1
+    except ImportError as error:
+        raise UserError("multi-agent MuJoCo needs the mamujoco extra: pip install 'convoy-rl[mamujoco]'") from error
+    if mujoco.get_mju_user_warning() is None:
+        mujoco.set_mju_user_warning(_warn)
+    scenario, _, configuration = name.removeprefix(MAMUJOCO).partition("-")
+    try:
+        return mamujoco_v1.parallel_env(scenario, configuration or None, **options)
+    except Exception as error:
+        # A configuration that it does not know is an Exception and nothing more.
+        if type(error) is not Exception and not isinstance(error, _REFUSALS):
+            raise
+        raise UserError(f"{_refused(name, options, error)}; names are as mamujoco/HalfCheetah-2x3") from error
+
+
+def _warn(text: str) -> None:
+    """In place of MuJoCo's own, which writes MUJOCO_LOG.TXT to wherever it runs."""
+    if "deprecated" not in text:  # in Gymnasium's models
+        warnings.warn(f"MuJoCo: {text}", stacklevel=2)
