@@ -6,14 +6,15 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from core.algorithm import Acting, Algorithm, GuidanceConfig, Phase, TeamSpec
+from core.algorithm import Acting, Algorithm, GuidanceConfig, Phase
 from core.consistency import ConsistencyModel, consistency_loss
 from core.data import Trajectories, WindowBatch, Windows
-from core.edits import Clamp
+from core.environments import TeamSpec
 from core.errors import UserError
 from core.guidance import ClassifierFree
-from marl.madiff import MADiff, MADiffPolicy
+from marl.madiff import MADiff
 from marl.madiff_config import MADiffConfig
+from marl.planning import MADiffPolicy
 
 
 @dataclass
@@ -67,7 +68,7 @@ class Distilled(Algorithm):
 
     @staticmethod
     def uses(config: DistilledConfig) -> frozenset[str]:
-        return frozenset({"sampler", "returns"})
+        return frozenset({"sampler", "planning", "returns"})
 
     def prepare(self, trajectories: Trajectories) -> Windows:
         device = next(self.parameters()).device
@@ -90,7 +91,7 @@ class Distilled(Algorithm):
             self.target,
             ClassifierFree(teacher.denoiser, self.config.scale),
             x0,
-            clamp=Clamp(self.planner.known, x0),
+            clamp=self.planner.given(batch, generator),
             cond=batch.ranks,
             levels=self.config.levels,
             generator=generator,

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from core.actions import action_loss
+from core.data import WindowBatch
 from core.networks import mlp
 
 SOURCES = ("data", "estimate")
@@ -59,3 +61,35 @@ class InverseDynamics(nn.Module):
         """Two [..., O] -> [..., U]."""
         pair = [values.index_select(-1, self.entries) for values in (observations, successors)]
         return self.net(torch.cat(pair, dim=-1))
+
+
+def inverse_loss(
+    inverse: InverseDynamics,
+    config: InverseConfig,
+    batch: WindowBatch,
+    estimate: Tensor,
+    t: Tensor,
+    *,
+    discrete: bool,
+    generator: torch.Generator,
+) -> Tensor:
+    """Loss of the actions, over the real steps of windows, of agents that are there before and after them.
+
+    Args:
+        estimate: the denoiser's clean estimate [B, T, A, O] of the windows at times t [B].
+    """
+    weight = batch.valid[:, :-1, None].to(estimate.dtype)
+    if batch.present is not None:
+        weight = weight * (batch.present[:, :-1] & batch.present[:, 1:])
+    successors = batch.observations[:, 1:]
+    if config.source == "estimate":
+        successors = estimate[:, 1:]
+        weight = weight * (t < config.noise_below)[:, None, None]
+    elif config.noise:
+        noise = torch.randn(successors.shape, generator=generator, device=successors.device)
+        successors = successors + config.noise * noise
+    raw = inverse(batch.observations[:, :-1], successors)
+    legal = None if batch.legal is None else batch.legal[:, :-1]
+    error = action_loss(raw, batch.actions[:, :-1], discrete, legal)
+    weight = weight.expand_as(error)
+    return (weight * error).sum() / weight.sum().clamp(min=1)

@@ -1,50 +1,38 @@
 """MADiff: joint trajectory diffusion with attention across agents (Zhu et al. 2024, arXiv 2305.17330)."""
 
+import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from core.algorithm import Acting, Algorithm, GuidanceConfig, Phase, TeamSpec
-from core.data import Affine, Trajectories, WindowBatch, Windows, drop_conditions
-from core.denoiser import Denoiser, NetworkDenoiser
+from core.actions import execute
+from core.algorithm import Acting, Algorithm, GuidanceConfig, Phase
+from core.data import Trajectories, WindowBatch, Windows, drop_conditions
+from core.data.normalisers import Normaliser, normaliser_of
+from core.denoiser import Denoiser
 from core.edits import Box, Clamp, Edit
+from core.environments import TeamSpec
 from core.errors import UserError
 from core.guidance import ClassifierFree
 from core.losses import UniformTimes, diffusion_loss
-from core.networks import TemporalUNet
 from core.noise import normal
-from core.rollout import Context, Reactive
 from core.samplers import Sampler, SamplerConfig
-from core.sampling import sample
-from core.schedules import schedule_of
-from marl.attention import AgentAttention
-from marl.inverse_dynamics import InverseDynamics
-from marl.madiff_config import PRECISIONS, MADiffConfig
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A joint plan for B teams, in the environment's units.
-
-    Attributes:
-        observations: [B, T, A, O], the first step the current one. actions: [B, T - 1, A, U].
-        faults: [B], plans with numbers that are not finite.
-        trace: the observations [B, T, A, O] at each stage of denoising, where asked for.
-    """
-
-    observations: Tensor
-    actions: Tensor
-    faults: Tensor
-    trace: tuple[Tensor, ...]
+from core.sampling import WarmStart, sample
+from marl.inverse_dynamics import InverseDynamics, inverse_loss
+from marl.knowledge import Knowledge, draw_known
+from marl.madiff_config import MADiffConfig
+from marl.planning import MADiffPolicy, Plan
+from marl.team_network import TeamNetwork, denoiser_of, expanded, network_of, own_entries
 
 
 class MADiff(Algorithm):
-    """Centralised planner: one joint plan of all agents' observations, clamped at the current ones.
+    """Planner of joint plans of all agents' observations, given the current ones of all agents or of some.
 
     The diffusion variable is x [B, T, A, D]: normalised observations, followed by the actions where they are diffused
-    jointly. One U-Net is shared by the agents, which meet in attention; the condition is each agent's return rank.
+    jointly, and by the status channel of `marl.team_network.TeamNetwork` where it may vary who is known. The first
+    `history` steps are the past; unknown agents' is 0. One network is shared by the agents, which meet in attention;
+    the condition is each agent's return rank.
     """
 
     config_class = MADiffConfig
@@ -53,92 +41,129 @@ class MADiff(Algorithm):
     def __init__(self, config: MADiffConfig, spec: TeamSpec):
         super().__init__(config, spec)
         self.joint = config.actions == "joint"
-        self.features = spec.observation_dim + (spec.action_dim if self.joint else 0)
-        network = TemporalUNet(
-            self.features,
-            config.horizon,
-            width=config.width,
-            multipliers=config.multipliers,
-            kernel=config.kernel,
-            activation=config.activation,
-            condition_dim=1,
-            mixer=self._attention if config.attention else None,
-        )
-        self.denoiser = NetworkDenoiser(
-            network, schedule_of(config.schedule), config.prediction, autocast=PRECISIONS[config.precision]
-        )
+        self.status = config.known != "all" or bool(spec.entities)
+        if self.joint and spec.entities:
+            raise ValueError("algo.actions=joint does not go with entity-wise observations: use algo.actions=inverse")
+        self.features = spec.observation_dim + (spec.action_dim if self.joint else 0) + self.status
+        network = network_of(config, spec, self.features)
+        self.denoiser = denoiser_of(config, spec, TeamNetwork(network) if self.status else network)
         self.inverse = (
             None
             if self.joint
-            else InverseDynamics(spec.observation_dim, spec.action_dim, config.inverse.hidden, config.inverse.entries)
+            else InverseDynamics(
+                spec.observation_dim,
+                spec.action_dim,
+                config.inverse.hidden,
+                config.inverse.entries or list(range(own_entries(spec))),
+            )
         )
-        self.normaliser = Affine(spec.observation_dim, config.normaliser)
-        self.known: Tensor
+        # Tokens of a kind share their statistics.
+        statistics = own_entries(spec) + sum(size for _, size in spec.entities)
+        self.normaliser = normaliser_of(config.normaliser, statistics)
         self.weights: Tensor
-        known = torch.zeros(config.horizon, 1, self.features, dtype=torch.bool)
-        known[0, :, : spec.observation_dim] = True
-        self.register_buffer("known", known, persistent=False)
-        weights = torch.ones(config.horizon, 1, self.features)
-        weights[1, :, : spec.observation_dim] = config.next_step_weight
-        self.register_buffer("weights", weights, persistent=False)
+        self.register_buffer("weights", self._weights(), persistent=False)
+
+    @property
+    def knowledge(self) -> Knowledge:
+        """How what is known stands in a plan's sample."""
+        return Knowledge(self.config.history, self.spec.observation_dim, self.features, self.status)
+
+    @property
+    def scaled(self) -> Normaliser:
+        """The normaliser of the team's observations."""
+        return self.normaliser.expand(self.spec.entities)
+
+    def for_team(self, spec: TeamSpec) -> Algorithm:
+        """The planner for another team, with the same parameters: of any size, where observations are entity-wise.
+
+        Raises:
+            UserError: the team sees or does something else.
+        """
+        kinds = [size for _, size in spec.entities]
+        if spec == self.spec or not kinds or own_entries(spec) != own_entries(self.spec):
+            return super().for_team(spec)
+        planner = copy.copy(self)
+        planner._modules = dict(self._modules)  # which share their parameters
+        planner.spec = spec
+        planner.features = spec.observation_dim + self.status
+        planner.denoiser = expanded(self.denoiser, spec)
+        return planner
+
+    def _weights(self) -> Tensor:
+        """Weights [T, A, D] of a window's entries in the loss."""
+        config, spec = self.config, self.spec
+        weights = torch.ones(config.history + config.horizon, spec.agents, self.features)
+        weights[config.history + 1, :, : spec.observation_dim] = config.next_step_weight
+        for agent, size in enumerate(spec.sizes):
+            weights[:, agent, size : spec.observation_dim] = 0.0
+        return weights
 
     @staticmethod
     def uses(config: MADiffConfig) -> frozenset[str]:
-        return frozenset({"sampler", "scale", "returns"})
-
-    def _attention(self, channels: int, embedding: int) -> nn.Module:
-        return AgentAttention(channels, embedding, heads=self.config.heads)
+        return frozenset({"sampler", "planning", "scale", "returns"})
 
     # Training
 
     def prepare(self, trajectories: Trajectories) -> Windows:
-        self.normaliser.fit(trajectories.observations.to(self.known.device))
+        if trajectories.present is not None and not self.status:
+            raise UserError("agents leave early in these data: train with algo.known=random, which tells who is there")
+        observations = trajectories.observations.to(self.weights.device)
+        self.normaliser.fit(observations, self._counted(trajectories), self.spec.entities)
         return self.windows(trajectories)
 
+    def _counted(self, trajectories: Trajectories) -> Tensor | None:
+        """Which entries of the observations are real, [S, A, O] or broadcast to it; None where all are."""
+        spec, mask = self.spec, None
+        if spec.sizes:
+            mask = torch.arange(spec.observation_dim) < torch.tensor(spec.sizes)[:, None]
+        if trajectories.present is not None:
+            mask = trajectories.present[..., None] & (True if mask is None else mask)
+        return None if mask is None else mask.to(self.weights.device)
+
     def windows(self, trajectories: Trajectories) -> Windows:
-        """The data's windows of T steps, normalised as the planner knows them."""
-        observations = self.normaliser(trajectories.observations.to(self.known.device))
-        return Windows(trajectories, observations, self.config.horizon, self.config.discount)
+        """The data's windows of T steps, normalised as the planner knows them; agents that left stand at 0."""
+        observations = self.scaled(trajectories.observations.to(self.weights.device))
+        if trajectories.present is not None:
+            observations = torch.where(trajectories.present.to(observations.device)[..., None], observations, 0.0)
+        config = self.config
+        return Windows(trajectories, observations, config.horizon, config.discount, history=config.history)
 
     def phases(self) -> Sequence[Phase]:
         return [Phase("planner", list(self.parameters()), self._loss)]
 
     def clean(self, batch: WindowBatch) -> Tensor:
         """What is diffused of a batch of windows, [B, T, A, D]."""
-        return torch.cat([batch.observations, batch.actions], dim=-1) if self.joint else batch.observations
+        parts = [batch.observations, batch.actions] if self.joint else [batch.observations]
+        return torch.cat([*parts, torch.zeros_like(batch.observations[..., : self.status])], dim=-1)
+
+    def given(self, batch: WindowBatch, generator: torch.Generator) -> Clamp:
+        """What training gives of a batch of windows, as a plan is given it."""
+        now = self.config.history
+        present = None if batch.present is None else batch.present[:, now]
+        items, steps, agents, _ = batch.observations.shape
+        known = draw_known(self.config.known, items, agents, batch.observations.device, generator)
+        return self.knowledge.clamp(batch.observations[:, : now + 1], known, present, steps)
 
     def _loss(self, batch: WindowBatch, generator: torch.Generator) -> dict[str, Tensor]:
         x0 = self.clean(batch)
+        clamp = self.given(batch, generator)
         diffusion, estimate, t = diffusion_loss(
             self.denoiser,
             x0,
-            clamp=Clamp(self.known, x0),
+            clamp=clamp,
             cond=drop_conditions(batch.ranks, self.config.condition_dropout, generator),
-            weights=self.weights,
+            weights=self.weights if batch.present is None else self.weights * batch.present[..., None],
             times=UniformTimes(self.config.noise_emphasis),
             weighting=self.config.weighting,
             generator=generator,
         )
         if self.inverse is None:
             return {"loss": diffusion, "diffusion": diffusion}
-        inverse = self._inverse_loss(batch, estimate.detach(), t, generator)
+        estimate = estimate[..., : self.spec.observation_dim].detach()
+        inverse = inverse_loss(
+            self.inverse, self.config.inverse, batch, estimate, t, discrete=self.spec.discrete, generator=generator
+        )
         return {"loss": (diffusion + inverse) / 2, "diffusion": diffusion, "inverse": inverse}
-
-    def _inverse_loss(self, batch: WindowBatch, estimate: Tensor, t: Tensor, generator: torch.Generator) -> Tensor:
-        """Mean squared error of the actions, over the real steps of the window."""
-        assert self.inverse is not None
-        config = self.config.inverse
-        weight = batch.valid[:, :-1].to(estimate.dtype)
-        successors = batch.observations[:, 1:]
-        if config.source == "estimate":
-            successors = estimate[:, 1:]
-            weight = weight * (t < config.noise_below)[:, None]
-        elif config.noise:
-            successors = successors + config.noise * torch.randn(
-                successors.shape, generator=generator, device=successors.device
-            )
-        error = (self.inverse(batch.observations[:, :-1], successors) - batch.actions[:, :-1]) ** 2
-        return (weight * error.mean(dim=(2, 3))).sum() / weight.sum().clamp(min=1)
 
     # Planning
 
@@ -148,6 +173,11 @@ class MADiff(Algorithm):
         observations: Tensor,
         returns: float | Tensor = 0.9,
         *,
+        known: Tensor | None = None,
+        present: Tensor | None = None,
+        legal: Tensor | None = None,
+        horizon: int = 0,
+        start: WarmStart | None = None,
         denoiser: Denoiser | None = None,
         sampler: Sampler | None = None,
         guidance_scale: float | Tensor = GuidanceConfig.scale,
@@ -160,25 +190,33 @@ class MADiff(Algorithm):
         """One joint plan for each of B teams.
 
         Args:
-            observations: current observations [B, A, O].
+            observations: current observations [B, A, O], or with those before them, [B, C, A, O] with the current one
+                last; where the history is longer, the first is repeated, as at the beginning of an episode.
             returns: wanted return rank in [0, 1], one for all or [B, A].
+            known: bool [B, A], whose observations are given; the others' are generated. All unless given.
+            present: bool [B, A], who takes part. All unless given. Either needs a model of algo.known=random or own.
+            legal: bool [B, A, U], the legal choices of the first action.
+            horizon: time steps of the plan; as trained unless given.
+            start: sample [B, C + T, A, D] of an earlier plan to start from, and the diffusion time to do so at.
             denoiser: in place of the planner's own, such as a guided one; classifier-free guidance wraps it.
             sampler: DDIM with 5 steps unless given. guidance_scale: of classifier-free guidance, one for all or [B].
             temperature: factor on the initial noise (the paper: 0.5).
-            edits: further edits of the normalised plan [B, T, A, D], after the clamp.
-            noise: standard normal [B, T, A, D]; drawn from `seed` unless given.
+            edits: further edits of the normalised plan [B, C + T, A, D], after the clamp.
+            noise: standard normal [B, C + T, A, D]; drawn from `seed` unless given.
             trace: keep the stages of denoising.
 
         Raises:
-            ValueError: the observations do not have the shape of the team's.
+            ValueError: the observations do not have the shape of the team's, the horizon does not fit the network, or
+                the model was not trained to be told who is known or present.
         """
-        shape = (self.spec.agents, self.spec.observation_dim)
-        if observations.ndim != 3 or observations.shape[1:] != shape:
-            raise ValueError(f"observations must be [B, {shape[0]}, {shape[1]}], got {list(observations.shape)}")
-        device = self.known.device
-        batch = len(observations)
+        past, device = self._past(observations), self.weights.device
+        batch, agents = past.shape[0], past.shape[2]
+        if not self.status and (known is not None or present is not None):
+            raise ValueError(
+                "this planner is told of all agents: train with algo.known=random to give known or present"
+            )
         if noise is None:
-            noise = normal(torch.arange(batch) + (seed << 32), self.plan_shape)
+            noise = normal(torch.arange(batch) + (seed << 32), self.plan_shape(horizon, agents))
         condition = torch.as_tensor(returns, dtype=torch.float32, device=device)
         if condition.ndim not in (0, 2):
             raise ValueError(f"returns must be one number or [B, A], got {list(condition.shape)}")
@@ -189,87 +227,75 @@ class MADiff(Algorithm):
             ),
             noise.to(device),
             sampler or SamplerConfig().build(),
-            cond=condition.expand(batch, self.spec.agents)[..., None],
-            edits=[self._box(), self.clamp(observations.to(device)), *edits],
+            cond=condition.expand(batch, agents)[..., None],
+            edits=[self._box(), self.knowledge.clamp(self.scaled(past), known, present, noise.shape[1]), *edits],
+            start=start,
             temperature=temperature,
             trace=trace,
         )
-        x = result.x
-        if self.inverse is None:
-            actions = x[:, :-1, :, self.spec.observation_dim :]
+        planned = self._observations(result.x)
+        current = observations if observations.ndim == 3 else observations[:, -1]
+        if known is None:
+            planned[:, 0] = current  # as given, not as the normaliser's round trip leaves them
         else:
-            actions = self.inverse(x[:, :-1], x[:, 1:])
-        planned = self._observations(x)
-        planned[:, 0] = observations  # as given, not as the normaliser's round trip leaves them
-        return Plan(planned, actions.clamp(-1, 1), result.faults, tuple(map(self._observations, result.trace)))
+            planned[:, 0] = torch.where(known.to(device)[..., None], current.to(device), planned[:, 0])
+        raw = self._raw_actions(result.x[:, self.config.history :])
+        actions = torch.cat(
+            [execute(raw[:, :1], self.spec.discrete, None if legal is None else legal[:, None]),
+             execute(raw[:, 1:], self.spec.discrete)], dim=1
+        )  # fmt: skip
+        return Plan(planned, actions, result.faults, tuple(map(self._observations, result.trace)), result.x)
 
-    @property
-    def plan_shape(self) -> tuple[int, int, int]:
-        """Shape [T, A, D] of one plan's noise."""
-        return self.config.horizon, self.spec.agents, self.features
+    @torch.no_grad()
+    def action(self, sample: Tensor, step: int, observations: Tensor, legal: Tensor | None = None) -> Tensor:
+        """The joint action [B, A, U] at a step of a plan's sample, from where the team is by then [B, A, O]."""
+        now = self.config.history + step
+        if self.inverse is None:
+            raw = self._raw_actions(sample[:, now : now + 2])[:, 0]
+        else:
+            successors = sample[:, now + 1, :, : self.spec.observation_dim]
+            raw = self.inverse(self.scaled(observations.to(sample.device)), successors)
+        return execute(raw, self.spec.discrete, legal)
 
-    def clamp(self, observations: Tensor) -> Clamp:
-        """The edit that holds a plan's first step at the current observations [B, A, O]."""
-        values = torch.zeros(len(observations), *self.plan_shape, device=observations.device)
-        values[:, 0, :, : self.spec.observation_dim] = self.normaliser(observations)
-        return Clamp(self.known, values)
+    def _raw_actions(self, x: Tensor) -> Tensor:
+        """What a sample's steps [B, T, A, D] say of their actions, [B, T - 1, A, U]."""
+        seen = self.spec.observation_dim
+        if self.inverse is None:
+            return x[:, :-1, :, seen : seen + self.spec.action_dim]
+        return self.inverse(x[:, :-1, :, :seen], x[:, 1:, :, :seen])
+
+    def plan_shape(self, horizon: int = 0, agents: int = 0) -> tuple[int, int, int]:
+        """Shape [C + T, A, D] of one plan's noise.
+
+        Raises:
+            ValueError: the network cannot take the horizon.
+        """
+        steps = self.config.history + (horizon or self.config.horizon)
+        unit = self.config.unit
+        if steps % unit or (horizon or 2) < 2:
+            raise ValueError(
+                f"a plan of {horizon} steps after {self.config.history} of history does not fit the network: their sum "
+                f"must be a multiple of {unit}"
+            )
+        return steps, agents or self.spec.agents, self.features
+
+    def _past(self, observations: Tensor) -> Tensor:
+        """What is given, [B, C + 1, A, O]."""
+        shape = (self.spec.agents, self.spec.observation_dim)
+        steps = 1 if observations.ndim == 3 else observations.shape[1]
+        if observations.ndim not in (3, 4) or observations.shape[-2:] != shape or steps > self.config.history + 1:
+            raise ValueError(f"observations must be [B, {shape[0]}, {shape[1]}], got {list(observations.shape)}")
+        return self.knowledge.past(observations.to(self.weights.device))
 
     def _box(self) -> Box:
         """The edit that keeps clean estimates within the data."""
-        low, high = self.normaliser.low, self.normaliser.high
-        if self.joint:
-            ones = low.new_ones(self.spec.action_dim)
-            low, high = torch.cat([low, -ones]), torch.cat([high, ones])
-        return Box(low, high)
+        scaled = self.scaled
+        ones = scaled.low.new_ones(self.features - self.spec.observation_dim)
+        return Box(torch.cat([scaled.low, -ones]), torch.cat([scaled.high, ones]))
 
     def _observations(self, x: Tensor) -> Tensor:
-        return self.normaliser.invert(x[..., : self.spec.observation_dim])
+        """Planned observations [B, T, A, O] of a sample."""
+        return self.scaled.invert(x[:, self.config.history :, :, : self.spec.observation_dim])
 
-    def policy(self, acting: Acting, guidance: Sequence[GuidanceConfig] = ()) -> "MADiffPolicy":
+    def policy(self, acting: Acting, guidance: Sequence[GuidanceConfig] = ()) -> MADiffPolicy:
         return MADiffPolicy(self, acting, guidance)
-
-
-class MADiffPolicy(Reactive):
-    """Plans anew at every step and executes the first joint action."""
-
-    def __init__(
-        self,
-        planner: MADiff,
-        acting: Acting,
-        guidance: Sequence[GuidanceConfig] = (),
-        denoiser: Denoiser | None = None,
-    ):
-        schedule = (denoiser or planner.denoiser).schedule
-        try:
-            acting.sampler.build().grid(schedule)
-        except ValueError as error:
-            raise UserError(f"sampler {acting.sampler} does not fit the planner's {schedule}: {error}") from error
-        self.planner = planner
-        self.denoiser = denoiser
-        self.acting = acting
-        self.guidance = guidance
-        self.scale: float | Tensor = acting.guidance.scale
-        self.returns: float | Tensor = acting.guidance.returns
-
-    def reset(self, seeds: Sequence[int]) -> None:
-        self.keys = torch.as_tensor(seeds, dtype=torch.int64)
-        if self.guidance:
-            self.scale, returns = GuidanceConfig.of_episodes(self.guidance, seeds)
-            self.returns = returns[:, None].expand(-1, self.planner.spec.agents)
-
-    def act(self, observations: Tensor, context: Context) -> Tensor:
-        plan = self.planner.plan(
-            observations,
-            self.returns,
-            denoiser=self.denoiser,
-            sampler=self.acting.sampler.build(),
-            guidance_scale=self.scale,
-            temperature=self.acting.temperature,
-            noise=normal(self.keys, self.planner.plan_shape, stream=context.step),
-        )
-        if bool(plan.faults.any()):
-            raise UserError(
-                f"{int(plan.faults.sum())} of {len(observations)} plans at step {context.step} are not finite: "
-                "lower guidance.scale, or train the run again"
-            )
-        return plan.actions[:, 0]

@@ -7,9 +7,14 @@ import torch
 from core.losses import WEIGHTINGS
 from core.predictions import PREDICTIONS
 from core.schedules import schedule_of
+from marl.factorisation import DATA_FACTORISATIONS, NOISE_FACTORISATIONS
 from marl.inverse_dynamics import InverseConfig
 
 ACTIONS = ("inverse", "joint")
+KNOWN = ("all", "own", "random")
+NETWORKS = ("unet", "transformer")
+LAYOUTS = ("light", "published")
+TOKENS = ("trajectory", "step")
 PRECISIONS = {"float32": None, "bf16": torch.bfloat16}
 
 
@@ -18,9 +23,16 @@ class MADiffConfig:
     """MADiff's model and loss. The defaults are the small preset, ours; configs/algo/madiff_published.yaml the paper's.
 
     Attributes:
-        horizon: time steps T of a plan, the current one included.
-        width, multipliers, kernel, activation: of the temporal U-Net.
+        horizon: time steps of a plan, the current one included. history: earlier steps that it is told of.
+        known: whose observations a plan is given: "all" agents' (centralised), one's "own" (decentralised), or those of
+            a "random" subset, so that one model plans in either way, and with agents that take no part.
+        network: "unet", or a "transformer" over time and agents. width: of either. layers: of the transformer.
+        multipliers, kernel, activation: of the temporal U-Net. layout: of its decoder and
+            of the attention's widths, "light" or "published", which is larger by a tenth.
         attention: False trains the same network without any exchange between the agents. heads: of the attention.
+        token: what attends to the other agents': each agent's whole "trajectory" as published, or each "step" of it.
+        noise_factor, data_factor: without attention, DoF's functions of the agents' own predictions and of their clean
+            estimates (`marl.factorisation`): "concat", "weighted", and "attention" for the data alone.
         prediction: "noise", "x0", "v", "score", "flow" or "edm". schedule: "linear", "cosine", "sigmoid", "ve", "flow",
             or a table of T steps, such as "cosine/200". weighting: of the loss over times (`core.diffusion_loss`).
         precision: "bf16" runs the network in bfloat16; samples and weights stay in float32.
@@ -35,12 +47,20 @@ class MADiffConfig:
 
     name: str = "madiff"
     horizon: int = 8
+    history: int = 0
+    known: str = "all"
+    network: str = "unet"
+    layers: int = 4
     width: int = 64
     multipliers: list[int] = field(default_factory=lambda: [1, 2])
     kernel: int = 5
     activation: str = "silu"
+    layout: str = "light"
     attention: bool = True
     heads: int = 4
+    token: str = "trajectory"
+    noise_factor: str = "concat"
+    data_factor: str = "concat"
     prediction: str = "x0"
     schedule: str = "linear"
     weighting: str = "simple"
@@ -56,7 +76,7 @@ class MADiffConfig:
     def __post_init__(self) -> None:
         if self.name != "madiff":
             raise ValueError(f"algo.name is madiff here, got {self.name!r}: choose another algorithm with algo=")
-        for name in ("width", "kernel", "heads"):
+        for name in ("width", "kernel", "heads", "layers"):
             if getattr(self, name) < 1:
                 raise ValueError(f"algo.{name} must be at least 1, got {getattr(self, name)}")
         if self.horizon < 2:
@@ -66,9 +86,17 @@ class MADiffConfig:
             ("weighting", ("simple", *WEIGHTINGS)),
             ("precision", PRECISIONS),
             ("actions", ACTIONS),
+            ("known", KNOWN),
+            ("layout", LAYOUTS),
+            ("token", TOKENS),
+            ("noise_factor", NOISE_FACTORISATIONS),
+            ("data_factor", DATA_FACTORISATIONS),
+            ("network", NETWORKS),
         ):
             if getattr(self, name) not in choices:
                 raise ValueError(f"unknown algo.{name} {getattr(self, name)!r}: choose one of {', '.join(choices)}")
+        if self.history < 0:
+            raise ValueError(f"algo.history must be at least 0, got {self.history}")
         try:
             schedule_of(self.schedule)
         except ValueError as error:
@@ -82,5 +110,15 @@ class MADiffConfig:
                 f"algo.next_step_weight and algo.noise_emphasis must be positive, "
                 f"got {self.next_step_weight} and {self.noise_emphasis}"
             )
+        if self.attention and (self.noise_factor, self.data_factor) != ("concat", "concat"):
+            raise ValueError(
+                f"algo.noise_factor={self.noise_factor} and algo.data_factor={self.data_factor} join agents that are "
+                "denoised alone: set algo.attention=false"
+            )
         if not self.multipliers or min(self.multipliers) < 1:
             raise ValueError(f"algo.multipliers must be positive integers, one a level, got {list(self.multipliers)}")
+
+    @property
+    def unit(self) -> int:
+        """What the steps of a plan with its history must be a multiple of."""
+        return 2 ** (len(self.multipliers) - 1) if self.network == "unet" else 1

@@ -8,7 +8,8 @@ from torch import nn
 
 import marl
 from core import checkpoints
-from core.algorithm import Algorithm, Phase, TeamSpec
+from core.algorithm import Algorithm, Phase
+from core.environments import TeamSpec
 from core.rollout import rollout
 from core.stacking import Stack
 from core.training import Trainer, TrainerConfig, read_metrics
@@ -22,7 +23,7 @@ SEEDS = [3, 5, 11]
 
 @pytest.fixture(scope="module")
 def data():
-    return rollout(marl.scripted_team("mpe/spread", "expert"), marl.TaskConfig().make, range(6)).trajectories
+    return rollout(marl.scripted_team("mpe/spread", "expert"), marl.TaskConfig().make(), range(6)).trajectories
 
 
 def cloning():
@@ -115,7 +116,7 @@ def test_a_stacked_seed_learns_what_it_learns_alone(make, data, tmp_path):
         for name, tensor in wanted.items():
             assert found[name].shape == tensor.shape
             assert found[name].dtype == tensor.dtype
-            scale = 1e-4 * (1 + tensor.abs().max()) if tensor.is_floating_point() else 0
+            scale = 5e-4 * (1 + tensor.abs().max()) if tensor.is_floating_point() else 0
             assert (found[name] - tensor).abs().max() <= scale, name
         rows, wanted_rows = (read_metrics(p / "metrics.csv") for p in (run, tmp_path / f"alone-{seed}"))
         assert [row.keys() for row in rows] == [row.keys() for row in wanted_rows]

@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from core import checkpoints, training
-from core.algorithm import Algorithm, Phase, TeamSpec
+from core.algorithm import Algorithm, Phase
 from core.cli import main
+from core.environments import TeamSpec
 from core.errors import UserError
 from core.runs import Run
 from core.training import Trainer, TrainerConfig, read_metrics

@@ -23,8 +23,8 @@ TINY = ["trainer.steps=4", "trainer.batch_size=4", "trainer.device=cpu"]
 def root(tmp_path_factory):
     """A dataset of four episodes, and a teacher trained on it for a moment with a network unlike the default."""
     folder, task = tmp_path_factory.mktemp("distilled"), marl.TaskConfig()
-    data = rollout(marl.scripted_team(task.name, "expert"), task.make, range(4)).trajectories
-    provenance = Provenance(task=task.name, rules=task.rules, quality="expert", agents=task.make().possible_agents)
+    data = rollout(marl.scripted_team(task.name, "expert"), task.make(), range(4)).trajectories
+    provenance = Provenance(task=task.name, rules=task.rules, quality="expert", agents=list(task.make().agents))
     write_dataset(task.dataset_id("expert"), data, provenance, folder)
     options = ["algo.width=16", "algo.horizon=4", "algo.prediction=v", "algo.schedule=cosine"]
     train(configure("train", ["algo=madiff", f"data={folder}", *TINY, *options]), folder / "teacher")
@@ -44,7 +44,7 @@ def test_a_distilled_run_acts_without_its_teacher(root, tmp_path):
     assert loaded.config.planner == marl.MADiff.load(root / "teacher").config
     for steps in (1, 2):
         policy = loaded.policy(Acting(SamplerConfig("consistency", steps=steps)))
-        data = rollout(policy, marl.TaskConfig(max_cycles=3).make, range(2)).trajectories
+        data = rollout(policy, marl.TaskConfig(max_cycles=3).make(), range(2)).trajectories
         assert data.actions.isfinite().all()
     with pytest.raises(UserError, match=r"samples with sampler=consistency and sampler\.steps=1 to 4, not with ddim"):
         loaded.policy(Acting())
@@ -54,7 +54,7 @@ def test_the_student_starts_as_the_teacher_and_alone_learns(root, tmp_path):
     teacher = marl.MADiff.load(root / "teacher")
     algorithm = build(marl.DistilledConfig(teacher=str(root / "teacher"), planner=teacher.config), teacher.spec)
     observations = core.normal(range(3), (3, 18))
-    data = rollout(marl.scripted_team("mpe/spread", "expert"), marl.TaskConfig().make, range(4)).trajectories
+    data = rollout(marl.scripted_team("mpe/spread", "expert"), marl.TaskConfig().make(), range(4)).trajectories
     batches = algorithm.prepare(data)
     before = {name: value.clone() for name, value in algorithm.state_dict().items()}
     assert torch.equal(algorithm.planner.plan(observations).actions, teacher.plan(observations).actions)

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 import core
-from core.algorithm import Acting, GuidanceConfig, TeamSpec
+from core.algorithm import Acting, GuidanceConfig
 from core.data import Trajectories, return_ranks
+from core.environments import TeamSpec
 from core.errors import UserError
 from core.noise import normal
 from core.rollout import Context
@@ -92,7 +93,7 @@ def test_the_first_step_is_exactly_the_current_observation(planner, factor):
 @pytest.mark.parametrize("sampler", [core.DDIM(steps=4), core.DPMSolver(steps=4)], ids=["ddim", "dpm"])
 def test_permuting_the_agents_permutes_plans_and_actions(actions, prediction, sampler):
     planner = planner_of(replace(TINY, actions=actions, prediction=prediction))
-    noise, returns = random(4, *planner.plan_shape, seed=3), torch.rand(4, A)
+    noise, returns = random(4, *planner.plan_shape(), seed=3), torch.rand(4, A)
     plan = planner.plan(OBSERVATIONS, returns, noise=noise, sampler=sampler)
     permuted = planner.plan(OBSERVATIONS[:, ORDER], returns[:, ORDER], noise=noise[:, :, ORDER], sampler=sampler)
     assert torch.allclose(permuted.observations, plan.observations[:, :, ORDER], atol=1e-4, rtol=1e-5)
@@ -107,7 +108,7 @@ def test_agents_meet_in_attention_only(config, gate, talk):
     planner = planner_of(config, gate)
     changed = OBSERVATIONS.clone()
     changed[:, 0] += 1
-    noise = random(4, *planner.plan_shape, seed=3)
+    noise = random(4, *planner.plan_shape(), seed=3)
     plan, other = (planner.plan(observations, noise=noise) for observations in (OBSERVATIONS, changed))
     assert torch.allclose(plan.observations[:, :, 1:], other.observations[:, :, 1:], atol=1e-6) != talk
     assert not torch.allclose(plan.observations[:, 1:, 0], other.observations[:, 1:, 0], atol=1e-4)
@@ -157,7 +158,7 @@ def test_a_policy_plans_with_what_it_was_given(planner):
     policy.reset([3, 4, 5, 6])
     plan = planner.plan(
         OBSERVATIONS, 0.7, sampler=core.DPMSolver(3, "karras"), guidance_scale=2.0, temperature=0.5,
-        noise=normal([3, 4, 5, 6], planner.plan_shape, stream=9),
+        noise=normal([3, 4, 5, 6], planner.plan_shape(), stream=9),
     )  # fmt: skip
     actions = policy.act(OBSERVATIONS, Context(9, torch.ones(4, dtype=torch.bool)))
     assert torch.equal(actions, plan.actions[:, 0])
@@ -189,7 +190,7 @@ def test_joint_actions(tmp_path):
     config = replace(TINY, actions="joint")
     planner = planner_of(config)
     assert planner.inverse is None
-    assert planner.plan_shape == (4, A, O + U)
+    assert planner.plan_shape() == (4, A, O + U)
     plan = planner.plan(OBSERVATIONS)
     assert plan.observations.shape == (4, 4, A, O)
     assert plan.actions.shape == (4, 3, A, U)
@@ -271,7 +272,7 @@ def test_next_step_weight_counts_the_first_planned_step_more():
     assert losses[3.0] == pytest.approx((3 * first + rest) / 5, rel=1e-4)
 
 
-@pytest.mark.parametrize("shape", [(A, O), (2, A, O + 1), (2, A + 1, O), (2, 1, A, O)])
+@pytest.mark.parametrize("shape", [(A, O), (2, A, O + 1), (2, A + 1, O), (2, 2, A, O), (2, 1, 1, A, O)])
 def test_observations_of_a_wrong_shape(planner, shape):
     with pytest.raises(ValueError, match=r"observations must be \[B, 3, 5\], got \["):
         planner.plan(torch.zeros(shape))
@@ -352,7 +353,13 @@ def test_loading_another_algorithms_run(tmp_path):
         ({"width": 12}, "width 12 must be a multiple of the 8"),
         ({"kernel": 4}, "kernel must be odd, got 4"),
         ({"activation": "relu"}, "unknown activation 'relu'"),
-        ({"normaliser": "cdf"}, "unknown normaliser 'cdf'"),
+        ({"normaliser": "pdf"}, "unknown normaliser 'pdf'"),
+        ({"known": "some"}, "unknown algo.known 'some'"),
+        ({"network": "mlp"}, "unknown algo.network 'mlp'"),
+        ({"token": "word"}, "unknown algo.token 'word'"),
+        ({"data_factor": "sum"}, "unknown algo.data_factor 'sum'"),
+        ({"data_factor": "attention"}, "denoised alone: set algo.attention=false"),
+        ({"history": -1}, "algo.history must be at least 0"),
         ({"heads": 0}, "heads"),
         ({"schedule": "edm"}, "algo.schedule: unknown schedule 'edm'"),
         ({"actions": "none"}, "unknown algo.actions 'none'"),
