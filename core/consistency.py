@@ -45,6 +45,7 @@ def consistency_loss(
     x0: Tensor,
     *,
     clamp: Clamp | None = None,
+    weights: Tensor | None = None,
     cond: Tensor | None = None,
     teacher_cond: Condition | None = None,
     levels: int = 18,
@@ -56,12 +57,13 @@ def consistency_loss(
     Args:
         student, target: the model that learns, and its moving average.
         teacher: any denoiser of the same schedule, guided or not.
-        x0: clean samples [B, ...]. clamp: known entries, which do not count.
+        x0: clean samples [B, ...]. clamp: known entries, which do not count. weights: of the entries, at least 0,
+            broadcast to x0; 0 masks an entry.
         cond: the student's condition. teacher_cond: the teacher's where it differs, as for composed guidance.
         levels: of the grid between noise and data, in Karras et al.'s spacing.
 
     Returns:
-        The mean over samples of the pseudo-Huber distance sqrt(d^2 + c^2) - c, c = 0.00054 sqrt(free entries) (Song and
+        The mean over samples of the pseudo-Huber distance sqrt(d^2 + c^2) - c, c = 0.00054 sqrt(entries) (Song and
         Dhariwal 2024).
     """
     teacher = as_denoiser(teacher)
@@ -92,6 +94,8 @@ def consistency_loss(
     error = student(x, t, cond) - wanted
     if clamp is not None:
         error = torch.where(clamp.free, error, 0.0)
+    if weights is not None:
+        error = torch.where(weights > 0, error * weights.sqrt(), 0.0)
     flat = error.reshape(len(x0), -1)
     floor = 0.00054 * flat.shape[1] ** 0.5
     return (torch.sqrt(flat.square().sum(dim=1) + floor**2) - floor).mean()

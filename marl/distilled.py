@@ -92,6 +92,7 @@ class Distilled(Algorithm):
             ClassifierFree(teacher.denoiser, self.config.scale),
             x0,
             clamp=self.planner.given(batch, generator),
+            weights=None if batch.present is None else batch.present[..., None],
             cond=batch.ranks,
             levels=self.config.levels,
             generator=generator,

@@ -70,6 +70,7 @@ def inverse_loss(
     estimate: Tensor,
     t: Tensor,
     *,
+    history: int,
     discrete: bool,
     generator: torch.Generator,
 ) -> Tensor:
@@ -77,6 +78,7 @@ def inverse_loss(
 
     Args:
         estimate: the denoiser's clean estimate [B, T, A, O] of the windows at times t [B].
+        history: steps of the windows that are given and not estimated.
     """
     weight = batch.valid[:, :-1, None].to(estimate.dtype)
     if batch.present is not None:
@@ -84,7 +86,8 @@ def inverse_loss(
     successors = batch.observations[:, 1:]
     if config.source == "estimate":
         successors = estimate[:, 1:]
-        weight = weight * (t < config.noise_below)[:, None, None]
+        planned = torch.arange(weight.shape[1], device=weight.device) >= history
+        weight = weight * (t < config.noise_below)[:, None, None] * planned[:, None]
     elif config.noise:
         noise = torch.randn(successors.shape, generator=generator, device=successors.device)
         successors = successors + config.noise * noise

@@ -66,7 +66,8 @@ class MADiff(Algorithm):
     @property
     def knowledge(self) -> Knowledge:
         """How what is known stands in a plan's sample."""
-        return Knowledge(self.config.history, self.spec.observation_dim, self.features, self.status)
+        spec = self.spec
+        return Knowledge(self.config.history, spec.observation_dim, self.features, self.status, spec.sizes)
 
     @property
     def scaled(self) -> Normaliser:
@@ -80,22 +81,23 @@ class MADiff(Algorithm):
             UserError: the team sees or does something else.
         """
         kinds = [size for _, size in spec.entities]
-        if spec == self.spec or not kinds or own_entries(spec) != own_entries(self.spec):
+        alike = own_entries(spec) == own_entries(self.spec) and spec.action_dim == self.spec.action_dim
+        joined = (self.config.noise_factor, self.config.data_factor)
+        if spec == self.spec or not kinds or not alike or spec.discrete != self.spec.discrete or "weighted" in joined:
             return super().for_team(spec)
         planner = copy.copy(self)
         planner._modules = dict(self._modules)  # which share their parameters
         planner.spec = spec
         planner.features = spec.observation_dim + self.status
         planner.denoiser = expanded(self.denoiser, spec)
+        planner._buffers = {"weights": planner._weights().to(self.weights)}
         return planner
 
     def _weights(self) -> Tensor:
-        """Weights [T, A, D] of a window's entries in the loss."""
-        config, spec = self.config, self.spec
-        weights = torch.ones(config.history + config.horizon, spec.agents, self.features)
-        weights[config.history + 1, :, : spec.observation_dim] = config.next_step_weight
-        for agent, size in enumerate(spec.sizes):
-            weights[:, agent, size : spec.observation_dim] = 0.0
+        """Weights [T, 1, D] of a window's entries in the loss."""
+        config = self.config
+        weights = torch.ones(config.history + config.horizon, 1, self.features)
+        weights[config.history + 1, :, : self.spec.observation_dim] = config.next_step_weight
         return weights
 
     @staticmethod
@@ -112,21 +114,26 @@ class MADiff(Algorithm):
         return self.windows(trajectories)
 
     def _counted(self, trajectories: Trajectories) -> Tensor | None:
-        """Which entries of the observations are real, [S, A, O] or broadcast to it; None where all are."""
-        spec, mask = self.spec, None
-        if spec.sizes:
-            mask = torch.arange(spec.observation_dim) < torch.tensor(spec.sizes)[:, None]
-        if trajectories.present is not None:
-            mask = trajectories.present[..., None] & (True if mask is None else mask)
-        return None if mask is None else mask.to(self.weights.device)
+        """Which entries of the observations are real, broadcast to [S, A, O]; None where all are."""
+        own, present = self.knowledge.own(self.weights.device), trajectories.present
+        if present is None:
+            return own if self.spec.sizes else None
+        return own & present.to(own.device)[..., None]
 
     def windows(self, trajectories: Trajectories) -> Windows:
-        """The data's windows of T steps, normalised as the planner knows them; agents that left stand at 0."""
-        observations = self.scaled(trajectories.observations.to(self.weights.device))
-        if trajectories.present is not None:
-            observations = torch.where(trajectories.present.to(observations.device)[..., None], observations, 0.0)
+        """The data's windows of T steps, normalised as the planner knows them."""
+        observations = self.normalised(trajectories.observations, trajectories.present)
         config = self.config
         return Windows(trajectories, observations, config.horizon, config.discount, history=config.history)
+
+    def normalised(self, observations: Tensor, present: Tensor | None = None) -> Tensor:
+        """Observations [..., A, O] as the planner knows them: what pads them is 0, and so are agents that are not
+        `present` [..., A]."""
+        observations = observations.to(self.weights)
+        there = self.knowledge.own(observations.device)
+        if present is not None:
+            there = there & present.to(there.device)[..., None]
+        return torch.where(there, self.scaled(observations), 0.0)
 
     def phases(self) -> Sequence[Phase]:
         return [Phase("planner", list(self.parameters()), self._loss)]
@@ -141,7 +148,7 @@ class MADiff(Algorithm):
         now = self.config.history
         present = None if batch.present is None else batch.present[:, now]
         items, steps, agents, _ = batch.observations.shape
-        known = draw_known(self.config.known, items, agents, batch.observations.device, generator)
+        known = draw_known(self.config.known, items, agents, batch.observations.device, generator, present)
         return self.knowledge.clamp(batch.observations[:, : now + 1], known, present, steps)
 
     def _loss(self, batch: WindowBatch, generator: torch.Generator) -> dict[str, Tensor]:
@@ -161,7 +168,14 @@ class MADiff(Algorithm):
             return {"loss": diffusion, "diffusion": diffusion}
         estimate = estimate[..., : self.spec.observation_dim].detach()
         inverse = inverse_loss(
-            self.inverse, self.config.inverse, batch, estimate, t, discrete=self.spec.discrete, generator=generator
+            self.inverse,
+            self.config.inverse,
+            batch,
+            estimate,
+            t,
+            history=self.config.history,
+            discrete=self.spec.discrete,
+            generator=generator,
         )
         return {"loss": (diffusion + inverse) / 2, "diffusion": diffusion, "inverse": inverse}
 
@@ -194,7 +208,8 @@ class MADiff(Algorithm):
                 last; where the history is longer, the first is repeated, as at the beginning of an episode.
             returns: wanted return rank in [0, 1], one for all or [B, A].
             known: bool [B, A], whose observations are given; the others' are generated. All unless given.
-            present: bool [B, A], who takes part. All unless given. Either needs a model of algo.known=random or own.
+            present: bool [B, A], who takes part, or [B, C, A] with the steps before; all unless given. Either needs a
+                model of algo.known=random or own.
             legal: bool [B, A, U], the legal choices of the first action.
             horizon: time steps of the plan; as trained unless given.
             start: sample [B, C + T, A, D] of an earlier plan to start from, and the diffusion time to do so at.
@@ -209,12 +224,17 @@ class MADiff(Algorithm):
             ValueError: the observations do not have the shape of the team's, the horizon does not fit the network, or
                 the model was not trained to be told who is known or present.
         """
-        past, device = self._past(observations), self.weights.device
+        past, device = self.knowledge.past(observations, self.spec.agents), self.weights.device
         batch, agents = past.shape[0], past.shape[2]
-        if not self.status and (known is not None or present is not None):
+        if (self.config.known == "all" and known is not None) or (not self.status and present is not None):
             raise ValueError(
                 "this planner is told of all agents: train with algo.known=random to give known or present"
             )
+        if present is not None:
+            seen = self.knowledge.repeated(present[..., None])[..., 0]
+            past, present = self.normalised(past, seen), seen[:, -1]
+        else:
+            past = self.normalised(past)
         if noise is None:
             noise = normal(torch.arange(batch) + (seed << 32), self.plan_shape(horizon, agents))
         condition = torch.as_tensor(returns, dtype=torch.float32, device=device)
@@ -228,7 +248,7 @@ class MADiff(Algorithm):
             noise.to(device),
             sampler or SamplerConfig().build(),
             cond=condition.expand(batch, agents)[..., None],
-            edits=[self._box(), self.knowledge.clamp(self.scaled(past), known, present, noise.shape[1]), *edits],
+            edits=[self._box(), self.knowledge.clamp(past, known, present, noise.shape[1]), *edits],
             start=start,
             temperature=temperature,
             trace=trace,
@@ -254,7 +274,7 @@ class MADiff(Algorithm):
             raw = self._raw_actions(sample[:, now : now + 2])[:, 0]
         else:
             successors = sample[:, now + 1, :, : self.spec.observation_dim]
-            raw = self.inverse(self.scaled(observations.to(sample.device)), successors)
+            raw = self.inverse(self.normalised(observations), successors)
         return execute(raw, self.spec.discrete, legal)
 
     def _raw_actions(self, x: Tensor) -> Tensor:
@@ -279,14 +299,6 @@ class MADiff(Algorithm):
             )
         return steps, agents or self.spec.agents, self.features
 
-    def _past(self, observations: Tensor) -> Tensor:
-        """What is given, [B, C + 1, A, O]."""
-        shape = (self.spec.agents, self.spec.observation_dim)
-        steps = 1 if observations.ndim == 3 else observations.shape[1]
-        if observations.ndim not in (3, 4) or observations.shape[-2:] != shape or steps > self.config.history + 1:
-            raise ValueError(f"observations must be [B, {shape[0]}, {shape[1]}], got {list(observations.shape)}")
-        return self.knowledge.past(observations.to(self.weights.device))
-
     def _box(self) -> Box:
         """The edit that keeps clean estimates within the data."""
         scaled = self.scaled
@@ -294,8 +306,9 @@ class MADiff(Algorithm):
         return Box(torch.cat([scaled.low, -ones]), torch.cat([scaled.high, ones]))
 
     def _observations(self, x: Tensor) -> Tensor:
-        """Planned observations [B, T, A, O] of a sample."""
-        return self.scaled.invert(x[:, self.config.history :, :, : self.spec.observation_dim])
+        """Planned observations [B, T, A, O] of a sample, whose padding is 0."""
+        planned = self.scaled.invert(x[:, self.config.history :, :, : self.spec.observation_dim])
+        return torch.where(self.knowledge.own(x.device), planned, 0.0)
 
     def policy(self, acting: Acting, guidance: Sequence[GuidanceConfig] = ()) -> MADiffPolicy:
         return MADiffPolicy(self, acting, guidance)

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from core.data.normalisers import NORMALISERS
 from core.losses import WEIGHTINGS
 from core.predictions import PREDICTIONS
 from core.schedules import schedule_of
@@ -36,7 +37,7 @@ class MADiffConfig:
         prediction: "noise", "x0", "v", "score", "flow" or "edm". schedule: "linear", "cosine", "sigmoid", "ve", "flow",
             or a table of T steps, such as "cosine/200". weighting: of the loss over times (`core.diffusion_loss`).
         precision: "bf16" runs the network in bfloat16; samples and weights stay in float32.
-        normaliser: "standard" or "minmax".
+        normaliser: "standard", "minmax", or "cdf" as published, which is not affine.
         noise_emphasis: how much more often high noise is trained than low; 1 is uniform (`core.UniformTimes`).
         condition_dropout: share of the training items whose condition is dropped.
         discount: of the return that is conditioned on.
@@ -117,6 +118,22 @@ class MADiffConfig:
             )
         if not self.multipliers or min(self.multipliers) < 1:
             raise ValueError(f"algo.multipliers must be positive integers, one a level, got {list(self.multipliers)}")
+        if self.normaliser not in NORMALISERS:
+            raise ValueError(f"unknown normaliser {self.normaliser!r}: choose one of {', '.join(NORMALISERS)}")
+        if self.history and (self.history + self.horizon) % self.unit:
+            raise ValueError(
+                f"algo.history={self.history} and algo.horizon={self.horizon} do not fit a U-Net of "
+                f"{len(self.multipliers)} levels: their sum must be a multiple of {self.unit}"
+            )
+        if float(schedule_of(self.schedule).alpha(torch.ones(()))) == 0 and self.prediction in (
+            "noise",
+            "score",
+            "edm",
+        ):
+            raise ValueError(
+                f"algo.prediction={self.prediction} says nothing where algo.schedule={self.schedule} begins, at pure "
+                "noise: predict x0, v or flow"
+            )
 
     @property
     def unit(self) -> int:

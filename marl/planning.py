@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -40,8 +40,11 @@ class MADiffPolicy(Reactive):
     """Plans as `acting.planning` says, and executes the first joint actions of each plan.
 
     Decentralised, each of A agents makes a joint plan of what it sees itself, with noise of its own, and executes its
-    own part: B A plans in one call.
+    own part: B A plans, at most `CHUNK` agents' in one call. Who takes part is known to all.
     """
+
+    #: Agents' rows of a network call, which bounds its memory.
+    CHUNK = 16_384
 
     def __init__(
         self,
@@ -52,19 +55,24 @@ class MADiffPolicy(Reactive):
     ):
         schedule = (denoiser or planner.denoiser).schedule
         try:
-            acting.sampler.build().grid(schedule, acting.planning.warm)
-            planner.plan_shape(acting.planning.horizon)
+            for level in {1.0, acting.planning.warm}:
+                acting.sampler.build().grid(schedule, level)
         except ValueError as error:
             raise UserError(f"sampler {acting.sampler} does not fit the planner's {schedule}: {error}") from error
-        wanted = {"centralised": "own", "decentralised": "all"}[acting.planning.mode]
-        if planner.config.known == wanted:
+        try:
+            planner.plan_shape(acting.planning.horizon)
+        except ValueError as error:
+            raise UserError(f"planning.horizon={acting.planning.horizon}: {error}") from error
+        unfit = {"centralised": "own", "decentralised": "all"}[acting.planning.mode]
+        if planner.config.known == unfit:
             raise UserError(
-                f"this run was trained with algo.known={wanted}, which cannot plan {acting.planning.mode}: "
+                f"this run was trained with algo.known={unfit}, which cannot plan {acting.planning.mode}: "
                 "train with algo.known=random for both modes, or set planning.mode"
             )
         steps = acting.planning.horizon or planner.config.horizon
         if acting.planning.every >= steps:
-            raise UserError(f"planning.every={acting.planning.every} needs plans longer than {steps} steps")
+            every = acting.planning.every
+            raise UserError(f"planning.every={every} needs plans of more than {every} steps, and these have {steps}")
         self.planner = planner
         self.denoiser = denoiser
         self.acting = acting
@@ -84,15 +92,19 @@ class MADiffPolicy(Reactive):
         if self.alone:
             self.keys = (self.keys[:, None] * agents + torch.arange(agents)).flatten()
         self.past: list[Tensor] = []
+        self.there: list[Tensor | None] = []
         self.sample: Tensor | None = None
+        self.begun = 0
 
     def act(self, observations: Tensor, context: Context) -> Tensor:
         planning = self.acting.planning
-        self.past = [*self.past, observations][-1 - self.planner.config.history :]
-        done = context.step % planning.every
-        if self.sample is None or done == 0:
-            done = 0
+        length = self.planner.config.history + 1
+        self.past = [*self.past, observations][-length:]
+        self.there = [*self.there, context.present][-length:]
+        if self.sample is None or context.step - self.begun >= planning.every:
             self.sample = self._plan(context)
+            self.begun = context.step
+        done = context.step - self.begun
         if self.alone:
             # Agent a executes row a of its own plan.
             batch, agents = observations.shape[:2]
@@ -106,34 +118,54 @@ class MADiffPolicy(Reactive):
         """A new plan's sample, [B, T, A, D], or decentralised [B A, T, A, D]."""
         planner, planning = self.planner, self.acting.planning
         past = torch.stack(self.past, dim=1)
-        known, present = None, context.present
+        batch, _, agents, _ = past.shape
+        known, present, running = None, self._present(batch, agents), context.active
         if self.alone:
-            batch, _, agents, _ = past.shape
-            past = past.repeat_interleave(agents, 0)
+            past, running = past.repeat_interleave(agents, 0), running.repeat_interleave(agents)
             known = torch.eye(agents, dtype=torch.bool).repeat(batch, 1)
             present = None if present is None else present.repeat_interleave(agents, 0)
-        shape = planner.plan_shape(planning.horizon)
         start = None
         if self.sample is not None and planning.warm < 1:
             # The plan from where the team is by now, its last step repeated.
-            shifted = torch.cat([self.sample[:, planning.every :], *[self.sample[:, -1:]] * planning.every], dim=1)
-            start = WarmStart(shifted, planning.warm)
-        plan = planner.plan(
-            past,
-            self.returns,
-            known=known,
-            present=present,
-            horizon=planning.horizon,
-            start=start,
-            denoiser=self.denoiser,
-            sampler=self.acting.sampler.build(),
-            guidance_scale=self.scale,
-            temperature=self.acting.temperature,
-            noise=normal(self.keys, shape, stream=context.step if planning.noise == "step" else 0),
+            start = torch.cat([self.sample[:, planning.every :], *[self.sample[:, -1:]] * planning.every], dim=1)
+        noise = normal(
+            self.keys,
+            planner.plan_shape(planning.horizon),
+            stream=context.step if planning.noise == "step" else 0,
         )
-        if bool(plan.faults.any()):
+        samples, faults = [], 0
+        rows = max(1, self.CHUNK // agents)
+        for part in (slice(first, first + rows) for first in range(0, len(past), rows)):
+            plan = planner.plan(
+                past[part],
+                _part(self.returns, part),
+                known=_part(known, part),
+                present=_part(present, part),
+                horizon=planning.horizon,
+                start=None if start is None else WarmStart(start[part], planning.warm),
+                denoiser=self.denoiser,
+                sampler=self.acting.sampler.build(),
+                guidance_scale=_part(self.scale, part),
+                temperature=self.acting.temperature,
+                noise=noise[part],
+            )
+            samples.append(plan.sample)
+            faults += int((plan.faults.cpu() & running[part]).sum())
+        if faults:
             raise UserError(
-                f"{int(plan.faults.sum())} of {len(past)} plans at step {context.step} are not finite: "
+                f"{faults} of {len(past)} plans at step {context.step} are not finite: "
                 "lower guidance.scale, or train the run again"
             )
-        return plan.sample
+        return torch.cat(samples)
+
+    def _present(self, batch: int, agents: int) -> Tensor | None:
+        """Who took part in the steps that are remembered [B, C, A], None where all did."""
+        if all(one is None for one in self.there):
+            return None
+        everyone = torch.ones(batch, agents, dtype=torch.bool)
+        return torch.stack([everyone if one is None else one.cpu() for one in self.there], dim=1)
+
+
+def _part(values: Any, part: slice) -> Any:
+    """Some rows of a tensor; anything else as it is."""
+    return values[part] if isinstance(values, Tensor) else values

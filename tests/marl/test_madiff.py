@@ -359,6 +359,8 @@ def test_loading_another_algorithms_run(tmp_path):
         ({"token": "word"}, "unknown algo.token 'word'"),
         ({"data_factor": "sum"}, "unknown algo.data_factor 'sum'"),
         ({"data_factor": "attention"}, "denoised alone: set algo.attention=false"),
+        ({"history": 1}, "algo.history=1 and algo.horizon=4 do not fit a U-Net of 2 levels"),
+        ({"schedule": "flow", "prediction": "noise"}, "algo.prediction=noise says nothing where algo.schedule=flow"),
         ({"history": -1}, "algo.history must be at least 0"),
         ({"heads": 0}, "heads"),
         ({"schedule": "edm"}, "algo.schedule: unknown schedule 'edm'"),

@@ -14,7 +14,7 @@ from core.noise import normal
 from core.rollout import Context
 from core.samplers import SamplerConfig
 from core.sampling import WarmStart
-from marl import InverseConfig, MADiff, MADiffConfig
+from marl import InverseConfig, MADiff, MADiffConfig, MADiffPolicy
 from marl.knowledge import draw_known
 
 A, O, U = 3, 5, 2  # noqa: E741
@@ -275,7 +275,7 @@ def test_modes_that_a_run_was_not_trained_for(known, mode, message):
 
 
 def test_plans_that_are_too_short_for_their_use():
-    with pytest.raises(UserError, match=r"planning\.every=6 needs plans longer than 6 steps"):
+    with pytest.raises(UserError, match=r"planning\.every=6 needs plans of more than 6 steps"):
         planner_of().policy(Acting(planning=PlanningConfig(every=6)))
 
 
@@ -338,22 +338,76 @@ SIZES = TeamSpec(A, O, U, sizes=(5, 3, 4))
 
 
 def test_padding_counts_for_nothing():
-    """Agents with shorter observations: neither the normaliser nor the loss reads their padding."""
+    """Agents with shorter observations: the normaliser does not read their padding, and plans keep it at 0."""
     data = team_data(SIZES)
     planner = planner_of(spec=SIZES, data=data)
     for entry in range(O):
         own = [agent for agent, size in enumerate(SIZES.sizes) if entry < size]
         values = data.observations[:, own, entry]
         assert planner.normaliser.shift[entry].item() == pytest.approx(values.mean().item(), rel=1e-4)
-    losses = []
-    for filler in (0.0, 9.0):
-        batch = batch_of(planner, data)
-        for agent, size in enumerate(SIZES.sizes):
-            batch.observations[:, NOW + 1 :, agent, size:] = filler
-        handle = planner.denoiser.network.register_forward_hook(lambda module, inputs, output: torch.zeros_like(output))
-        losses.append(planner._loss(batch, torch.Generator().manual_seed(0))["diffusion"].item())
-        handle.remove()
-    assert losses[0] == losses[1]
+    plan = planner.plan(data.observations[[0, 8]], trace=True)
+    batch = batch_of(planner, data)
+    clamp = planner.given(batch, torch.Generator().manual_seed(0))
+    for agent, size in enumerate(SIZES.sizes):
+        for stage in (plan.observations, *plan.trace):
+            assert not stage[:, :, agent, size:].any()
+        assert not plan.sample[:, :, agent, size:O].any()
+        assert not batch.observations[:, :, agent, size:].any()
+        assert not clamp.free[:, :, agent, size:O].any()
+        assert clamp.free[:, NOW + 1 :, agent, :size].all()
+
+
+def test_actions_read_no_padding():
+    """What stands in the padding of an observation is no part of it."""
+    data = team_data(SIZES)
+    planner = planner_of(spec=SIZES, data=data)
+    seen = data.observations[[0, 8]]
+    other = seen.clone()
+    for agent, size in enumerate(SIZES.sizes):
+        other[:, agent, size:] = 7.0
+    plan = planner.plan(seen)
+    assert torch.equal(planner.action(plan.sample, 0, seen), planner.action(plan.sample, 0, other))
+    assert torch.equal(planner.action(plan.sample, 0, seen), plan.actions[:, 0])
+
+
+def test_an_agent_that_joins_late_has_no_history():
+    """In acting as in training: 0, normalised, where it was not there."""
+    planner = planner_of()
+    policy = planner.policy(Acting(SamplerConfig(steps=2)))
+    policy.reset([1, 2])
+    seen = OBSERVATIONS[:2]
+    for step, here in enumerate((False, False, True)):
+        present = torch.tensor([[True, here, True]]).expand(2, A)
+        policy.act(seen, Context(step, torch.ones(2, dtype=torch.bool), None, present))
+    assert not policy.sample[:, :NOW, 1, :O].any()
+    assert policy.sample[:, NOW, 1, :O].all()
+    assert policy.sample[:, :NOW, 0, :O].all()
+
+
+def test_one_known_agent_is_one_that_takes_part():
+    present = torch.tensor([[False, True, False]]).expand(500, A)
+    known = draw_known("own", 500, A, torch.device("cpu"), torch.Generator().manual_seed(0), present)
+    assert known.tolist() == present.tolist()
+
+
+def test_plans_in_parts_are_the_same(planner, monkeypatch):
+    """A call of the network takes some teams' plans at a time, which changes nothing."""
+    whole = acts(planner, PlanningConfig("decentralised", warm=0.5), 2)
+    monkeypatch.setattr(MADiffPolicy, "CHUNK", 5 * A)
+    parts = acts(planner, PlanningConfig("decentralised", warm=0.5), 2)
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(whole, parts, strict=True))
+
+
+def test_ended_episodes_may_hold_anything():
+    planner = planner_of()
+    policy = planner.policy(Acting(SamplerConfig(steps=2)))
+    policy.reset([1, 2])
+    seen = OBSERVATIONS[:2].clone()
+    seen[1] = torch.nan
+    assert policy.act(seen, Context(0, torch.tensor([True, False])))[0].isfinite().all()
+    policy.reset([1, 2])
+    with pytest.raises(UserError, match="1 of 2 plans at step 0 are not finite"):
+        policy.act(seen, Context(0, torch.tensor([True, True])))
 
 
 def test_agents_that_left_are_not_trained_on():
