@@ -109,7 +109,7 @@ def main(folder: str, *options: str) -> None:
                 train(model, *training)
             planner.inverse = model  # type: ignore[assignment]
             seeds = range(1_000_000, 1_000_000 + episodes)
-            scores = rollout(planner.policy(Acting()), task.make, seeds).trajectories.scores
+            scores = rollout(planner.policy(Acting()), task.make(), seeds).trajectories.scores
             mean, interval = mean_interval(scores)
             references = task.references
             rows.append(

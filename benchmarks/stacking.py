@@ -18,9 +18,10 @@ from pathlib import Path
 import torch
 
 import marl
-from core.algorithm import Algorithm, TeamSpec
+from core.algorithm import Algorithm
 from core.cli.sweep import SEEDS, WORK, work_of
 from core.data import Trajectories
+from core.environments import TeamSpec
 from core.files import write_text
 from core.rollout import rollout
 from core.runs import versions
@@ -114,7 +115,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    data = rollout(marl.scripted_team("mpe/spread", "expert"), marl.TaskConfig().make, range(64)).trajectories
+    data = rollout(marl.scripted_team("mpe/spread", "expert"), marl.TaskConfig().make(), range(64)).trajectories
     rows = []
     for case in CASES:
         rows.append(measure(case, data, options.rounds))

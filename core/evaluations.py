@@ -28,6 +28,7 @@ class Row:
         cost_limit, violation_rate: a budget and the share of episodes above it; None where none was given.
         seconds_per_decision: of the policy, for one team, with this many `teams` in one call; None where the call was
             shared with other cells.
+        shift: how the environments differed from those trained for, "" where they did not.
         training_steps, training_seconds: of the run, when it was evaluated. version: of the suite, with its commit.
     """
 
@@ -50,6 +51,7 @@ class Row:
     cost_limit: float | None = None
     violation_rate: float | None = None
     version: str = ""
+    shift: str = ""
 
     @property
     def cell(self) -> "Cell":
@@ -101,6 +103,7 @@ class Cell:
     seed: int
     cost_limit: float | None
     training_steps: int
+    shift: str = ""
 
 
 def read_rows(path: Path) -> list[Row]:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from core.evaluations import Row
     from core.runs import Run
 
-_WORDS = ("run", "task", "rules", "dataset", "fingerprint", "method", "algo", "sampler", "version")
+_WORDS = ("run", "task", "rules", "dataset", "fingerprint", "method", "algo", "sampler", "shift", "version")
 _COUNTS = ("training_seed", "training_steps", "episodes", "seed", "teams")
 _NUMBERS = (
     "training_seconds", "sampler_steps", "guidance_scale", "returns", "cost_limit", "return_mean", "return_low",
@@ -29,9 +29,9 @@ def results(*folders: str | Path, options: Sequence[str] = ()) -> pd.DataFrame:
 
     Columns are the run (`run`, its folder), what it was trained on and by (`task`, `rules`, `dataset`, `fingerprint` of
     the data, `method`, `algo`, `training_seed`, `training_steps`, `training_seconds`), what was asked of it (`sampler`,
-    `sampler_steps`, `guidance_scale`, `returns`, `episodes`, `seed`, `cost_limit`) and what came out (`return_mean`,
-    `return_low` and `return_high`, its 95% interval over episodes, `normalised_score`, `cost_mean`, `violation_rate`,
-    `seconds_per_decision` with `teams` in one call). What does not apply is missing (NaN).
+    `sampler_steps`, `guidance_scale`, `returns`, `shift`, `episodes`, `seed`, `cost_limit`) and what came out
+    (`return_mean`, `return_low` and `return_high`, its 95% interval over episodes, `normalised_score`, `cost_mean`,
+    `violation_rate`, `seconds_per_decision` with `teams` in one call). What does not apply is missing (NaN).
 
     Args:
         folders: run folders, or folders that hold some at any depth.

@@ -79,18 +79,23 @@ def write_report(
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    datasets = list(dict.fromkeys(row.dataset for row in rows))
+    datasets = list(dict.fromkeys(map(_data, rows)))
     page = environment.get_template("report.html").render(
         title=title,
         subtitle=subtitle,
         columns=_COLUMNS,
-        groups=[(dataset, _lines([row for row in rows if row.dataset == dataset])) for dataset in datasets],
+        groups=[(dataset, _lines([row for row in rows if _data(row) == dataset])) for dataset in datasets],
         checks=checks,
         figures=figures,
         reproduce=reproduce,
         versions={name: value for name, value in versions.items() if value},
     )
     write_text(path, page)
+
+
+def _data(row: Row) -> str:
+    """What a row is compared within: its dataset, and how the environment was shifted."""
+    return row.dataset + (f", {row.shift}" if row.shift else "")
 
 
 def _lines(rows: Sequence[Row]) -> list[_Line]:

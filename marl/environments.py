@@ -38,9 +38,17 @@ _PUBLISHED = "published with MADiff (arXiv 2305.17330)"
 
 #: Reference scores of (task, rules, prey); the prey is "" where there is none.
 REFERENCES = {
-    ("mpe/spread", "mpe2", ""): References(-26.3, -6.0, _MEASURED),
+    ("mpe/spread", "mpe2", ""): References(-26.1, -5.9, _MEASURED),
     ("mpe/spread", "omar", ""): References(159.8, 516.8, _PUBLISHED),
+    ("mpe/tag", "mpe2", "flight"): References(0.8, 71.3, _MEASURED),
+    ("mpe/tag", "mpe2", "learned"): References(4.9, 22.0, _MEASURED),
+    ("mpe/tag", "omar", "flight"): References(-9.5, 91.0, _MEASURED),
+    ("mpe/tag", "omar", "learned"): References(-6.7, 41.7, _MEASURED),
     ("mpe/tag", "omar", "published"): References(-4.1, 185.6, _PUBLISHED),
+    ("mpe/world", "mpe2", "flight"): References(-0.4, 67.7, _MEASURED),
+    ("mpe/world", "mpe2", "learned"): References(7.3, 91.5, _MEASURED),
+    ("mpe/world", "omar", "flight"): References(-9.6, 42.1, _MEASURED),
+    ("mpe/world", "omar", "learned"): References(-9.9, 28.2, _MEASURED),
     ("mpe/world", "omar", "published"): References(-6.8, 79.5, _PUBLISHED),
 }
 

@@ -1,7 +1,7 @@
 """`convoy collect`."""
 
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict
 
 import torch
 
@@ -10,8 +10,8 @@ from core.cli.commands import Collect, data_root
 from core.cli.compose import configure
 from core.data import Provenance, write_dataset
 from core.errors import UserError
+from core.files import check_writable
 from core.progress import bar, console
-from core.rollout import rollout
 from core.runs import versions
 
 
@@ -36,24 +36,36 @@ def collect(config: Collect, progress: Callable[[int], None] = lambda steps: Non
         UserError: unknown quality, a dataset that exists, or a folder that cannot be written.
     """
     torch.set_num_threads(1)
-    team = marl.scripted_team(config.task.name, config.quality)
-    dataset_id = config.task.dataset_id(config.quality)
+    task = config.task
+    dataset_id = task.dataset_id(config.quality)
     root = data_root(config.data)
     if (root / dataset_id).exists() and not config.overwrite:
         raise UserError(f"dataset {dataset_id} already exists in {root}: pass overwrite=true to replace it")
-    seeds = range(config.seed, config.seed + config.episodes)
-    trajectories = rollout(team, config.task.make, seeds, parallel=config.parallel, progress=progress).trajectories
-    trajectories = replace(trajectories, tags=team.tags(seeds))
-    references = config.task.references
+    check_writable(root)
+    with task.make() as environments:
+        made = marl.collect_episodes(
+            task,
+            config.quality,
+            environments,
+            config.episodes,
+            config.seed,
+            parallel=config.parallel,
+            progress=progress,
+        )
+        agents, spec = list(environments.agents), environments.spec
+    trajectories, references = made.trajectories, task.references
+    layout = {"discrete": spec.discrete, "sizes": list(spec.sizes), "entities": [list(kind) for kind in spec.entities]}
     provenance = Provenance(
-        task=config.task.name,
-        rules=config.task.rules,
+        task=task.name,
+        rules=task.rules,
         quality=config.quality,
-        behaviour=asdict(team.steering),
-        behaviours=list(team.behaviours),
-        agents=list(config.task.make().possible_agents),
+        behaviour=made.description,
+        behaviours=list(made.behaviours),
+        agents=agents,
+        layout={name: value for name, value in layout.items() if value},
+        environment=task.settings,
         seed=config.seed,
-        episodes=config.episodes,
+        episodes=trajectories.episodes,
         references=asdict(references) if references else {},
         generator=f"convoy-rl {versions()['convoy-rl']}",
         licence="CC0-1.0",

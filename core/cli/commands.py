@@ -1,7 +1,7 @@
 """What each verb is configured by."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from core.algorithm import Acting, GuidanceConfig
 from core.config import register
 from core.data.storage import default_root
 from core.device import check_device
-from core.errors import nearest
+from core.errors import UserError, nearest
 from core.loggers import LOGGERS
 from core.samplers import SamplerConfig
 from core.training import TrainerConfig
@@ -118,10 +118,47 @@ class Sweep(Train):
 
 
 @dataclass
+class ShiftConfig:
+    """How the environments of an evaluation differ from those that a run was trained for; None is as trained.
+
+    Attributes:
+        agents, landmarks, missing, circle, speed, max_cycles, prey: of `marl.TaskConfig`.
+    """
+
+    agents: int | None = None
+    landmarks: int | None = None
+    missing: int | None = None
+    circle: int | None = None
+    speed: float | None = None
+    max_cycles: int | None = None
+    prey: str | None = None
+
+    def of(self, task: marl.TaskConfig) -> marl.TaskConfig:
+        """The task with what differs.
+
+        Raises:
+            UserError: it makes no task.
+        """
+        try:
+            return replace(task, **{name: value for name, value in vars(self).items() if value is not None})
+        except ValueError as error:
+            raise UserError(f"{self} makes no task of {task.name}: {error}") from error
+
+    def label(self, task: marl.TaskConfig) -> str:
+        """What differs from the task."""
+        shifted = self.of(task)
+        words = [
+            f"{name} {getattr(shifted, name)}" for name in vars(self) if getattr(shifted, name) != getattr(task, name)
+        ]
+        return ", ".join(words)
+
+
+@dataclass
 class Evaluate(Acting):
     """Roll out trained runs in their environments.
 
     Attributes:
+        shift: how the environments differ from those trained for, such as shift.agents=5 or shift.speed=0.5.
         run: a run's folder, or one that holds runs. episodes: how many. seed: of the first; the others follow it.
         parallel: environments stepped at once, with one planning call for all of them.
         cost_limit: budget of the cost of an episode, averaged over agents, to hold the costs against.
@@ -130,6 +167,7 @@ class Evaluate(Acting):
     """
 
     run: str = MISSING
+    shift: ShiftConfig = field(default_factory=ShiftConfig)
     episodes: int = 200
     seed: int = 1_000_000
     parallel: int = 256

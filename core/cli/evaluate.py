@@ -1,10 +1,10 @@
 """`convoy evaluate`: every combination of the given options over trained runs, each rolled out once."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -50,7 +50,8 @@ def command(arguments: list[str]) -> None:
     grid = [(run, distinct(run, commands)) for run, commands in asked.values()]
     evaluated = evaluate_all(grid, workers=cells[0].workers)
     print_rows(list(zip(runs, evaluated, strict=True)))
-    for line in dict.fromkeys(_references(task_of(run)) for run in runs):
+    tasks = (command.shift.of(task_of(run)) for run, commands in grid for command in commands)
+    for line in dict.fromkeys(map(_references, tasks)):
         console.print(line, highlight=False)
     print_protocol(list(zip(runs, evaluated, strict=True)))
 
@@ -100,11 +101,12 @@ def task_of(run: Run) -> marl.TaskConfig:
 def cells_of(run: Run, commands: Sequence[Evaluate]) -> list[Cell]:
     """What each command evaluates of a run; equal for those that differ only in what its algorithm does not use."""
     algorithm = algorithm_of(run)
-    uses = algorithm.uses(from_dict(algorithm.config_class, run.config["algo"], f"{run.folder}/config.yaml"))
+    config = from_dict(algorithm.config_class, run.config["algo"], f"{run.folder}/config.yaml")
+    uses, task = algorithm.uses(config), task_of(run)
     steps = int(read_metadata(run.checkpoint)["step"])
     return [
         Cell(
-            sampler=describe(command) if "sampler" in uses else "",
+            sampler=describe(command, uses, getattr(config, "horizon", 0)) if "sampler" in uses else "",
             sampler_steps=command.sampler.steps if "sampler" in uses else None,
             guidance_scale=command.guidance.scale if "scale" in uses else None,
             returns=command.guidance.returns if "returns" in uses else None,
@@ -112,14 +114,22 @@ def cells_of(run: Run, commands: Sequence[Evaluate]) -> list[Cell]:
             seed=command.seed,
             cost_limit=command.cost_limit,
             training_steps=steps,
+            shift=command.shift.label(task),
         )
         for command in commands
     ]
 
 
-def describe(command: Evaluate) -> str:
-    """The sampler's part of a table."""
-    return f"{command.sampler}" + (f", temperature {number(command.temperature)}" if command.temperature != 1 else "")
+def describe(command: Evaluate, uses: Collection[str], horizon: int = 0) -> str:
+    """The sampler's part of a table: all of the sampling side that an algorithm uses and nothing else tells.
+
+    horizon: of the plans that it was trained on.
+    """
+    temperature = f"temperature {number(command.temperature)}" if command.temperature != 1 else ""
+    plans = command.planning
+    plans = replace(plans, horizon=0) if plans.horizon == horizon else plans
+    planning = str(plans) if "planning" in uses else ""
+    return ", ".join(filter(None, (str(command.sampler), temperature, planning)))
 
 
 def distinct(run: Run, commands: Sequence[Evaluate]) -> list[Evaluate]:
@@ -202,23 +212,22 @@ def roll_out(run: Run, commands: Sequence[Evaluate], progress: Progress = lambda
     """Roll out each command's cell, several small ones at once, and add its row to the run's table."""
     if not commands:
         return
-    task = task_of(run)
-    environments: list[Any] = []
+    tasks = {repr(command.shift): command.shift.of(task_of(run)) for command in commands}
     algorithms: dict[str, Algorithm] = {}
-    try:
+    with ExitStack() as stack:
+        made = {shift: stack.enter_context(task.make()) for shift, task in tasks.items()}
         for pack in packs(commands):
             torch.set_num_threads(pack[0].threads)
-            device = pack[0].device
+            device, shift = pack[0].device, repr(pack[0].shift)
+            task, environments = tasks[shift], made[shift]
             if device not in algorithms:
                 algorithms[device] = algorithm_of(run).load(run.folder, device)
             once = {_episodes(command): command for command in pack}  # limits of the cost share their episodes
             seeds = [seed for one in once.values() for seed in range(one.seed, one.seed + one.episodes)]
             guidance = [one.guidance for one in once.values() for _ in range(one.episodes)] if len(once) > 1 else []
-            algorithm = algorithms[device]
+            algorithm = algorithms[device].for_team(environments.spec)
             policy = algorithm.policy(pack[0], guidance)
-            result = rollout(
-                policy, task.make, seeds, parallel=pack[0].parallel, progress=progress, environments=environments
-            )
+            result = rollout(policy, environments, seeds, parallel=pack[0].parallel, progress=progress)
             cells = cells_of(run, pack)
             if cells[0].training_steps != algorithm.steps:
                 raise UserError(f"{run.folder} was trained further meanwhile: evaluate it again")
@@ -234,9 +243,6 @@ def roll_out(run: Run, commands: Sequence[Evaluate], progress: Progress = lambda
                     for cell, command in zip(cells, pack, strict=True)
                 ]
             )
-    finally:
-        for environment in environments:
-            environment.close()
 
 
 def packs(commands: Sequence[Evaluate]) -> Iterator[list[Evaluate]]:
@@ -247,7 +253,8 @@ def packs(commands: Sequence[Evaluate]) -> Iterator[list[Evaluate]]:
     """
 
     def shared(command: Evaluate) -> str:
-        return repr((command.sampler, command.temperature, command.parallel, command.device, command.threads))
+        sampling = (command.sampler, command.planning, command.temperature)
+        return repr((*sampling, command.shift, command.parallel, command.device, command.threads))
 
     for _, group in groupby(sorted(commands, key=lambda one: (shared(one), _episodes(one))), key=shared):
         pack: list[Evaluate] = []

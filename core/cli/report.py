@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 import marl
-from core.algorithm import Acting, GuidanceConfig
+from core.algorithm import Acting, Algorithm, GuidanceConfig, PlanningConfig
 from core.cli.evaluate import algorithm_of, task_of
 from core.cli.show import protocol_facts
 from core.errors import UserError
@@ -16,6 +16,7 @@ from core.progress import bar, console
 from core.report import write_report
 from core.rollout import rollout
 from core.runs import Run, versions
+from core.samplers import SamplerConfig
 from core.statistics import protocol
 from core.training import read_metrics
 from marl.figures import plan_figure, rollout_animation
@@ -81,17 +82,29 @@ def _pictures(runs: Sequence[Run], advance: Callable[[int], None]) -> list[Figur
     rollouts = {}
     for run in runs:
         task = task_of(run)
+        if task.name != "mpe/spread":  # which the pictures show
+            advance(1)
+            continue
         algorithm = algorithm_of(run).load(run.folder)
         if isinstance(algorithm, marl.MADiff) and not figures:
-            environment = task.make()
-            observations, _ = environment.reset(seed=_SEED)
-            start = torch.stack([torch.as_tensor(observations[agent]) for agent in environment.possible_agents])
-            figures.append(plan_figure(algorithm.plan(start[None], trace=True).trace))
+            with task.make() as environments:
+                start = environments.reset([_SEED]).observations
+            known = torch.eye(len(start[0]), dtype=torch.bool)[:1] if algorithm.config.known == "own" else None
+            figures.append(plan_figure(algorithm.plan(start, known=known, trace=True).trace))
         if run.dataset == runs[-1].dataset:
             guided = "scale" in algorithm.uses(algorithm.config)
             for scale in (0.0, GuidanceConfig.scale) if guided else (GuidanceConfig.scale,):
                 name = f"{run.method}, scale {scale:g}" if guided else run.method
-                policy = algorithm.policy(Acting(guidance=GuidanceConfig(scale)))
-                rollouts[name] = rollout(policy, task.make, [_SEED]).trajectories
+                policy = algorithm.policy(_acting(algorithm, scale))
+                with task.make() as environments:
+                    rollouts[name] = rollout(policy, environments, [_SEED]).trajectories
         advance(1)
-    return [*figures, rollout_animation(rollouts)]
+    return [*figures, rollout_animation(rollouts)] if rollouts else figures
+
+
+def _acting(algorithm: Algorithm, scale: float) -> Acting:
+    """How a run acts in a picture: as it was trained to."""
+    alone = getattr(algorithm.config, "known", "") == "own"
+    sampler = SamplerConfig("consistency", steps=2) if isinstance(algorithm, marl.Distilled) else SamplerConfig()
+    planning = PlanningConfig("decentralised" if alone else "centralised")
+    return Acting(sampler, GuidanceConfig(scale), planning)

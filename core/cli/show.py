@@ -28,7 +28,10 @@ def _above(row: Row) -> str:
 
 
 def _task(run: Run) -> str:
-    return str(run.config["task"].get("name"))
+    """Name of a run's task, with its rules where they are not the usual ones."""
+    task = run.config["task"]
+    rules = task.get("rules") or ""
+    return f"{task.get('name')}" + (f" ({rules})" if rules not in ("", "mpe2") else "")
 
 
 #: Heading, whether it is a number, and a row's entry; "" where it says nothing of the row.
@@ -41,6 +44,7 @@ _COLUMNS: list[tuple[str, bool, Callable[[Run, Row], str]]] = [
     ("sampler", False, lambda run, row: row.sampler),
     ("scale", True, lambda run, row: _number(row.guidance_scale)),
     ("asked", True, lambda run, row: _number(row.returns)),
+    ("shift", False, lambda run, row: row.shift),
     ("episodes", True, lambda run, row: f"{row.episodes} from {row.seed}"),
     ("return", True, lambda run, row: f"{row.return_mean:.2f}"),
     ("95% interval", True, lambda run, row: f"{row.interval[0]:.2f} to {row.interval[1]:.2f}"),
@@ -63,7 +67,7 @@ def print_rows(evaluated: Evaluated) -> None:
     entries = {heading: [entry(run, row) for run, row in rows] for heading, _, entry in _COLUMNS}
     alike = {heading for heading, values in entries.items() if len(set(values)) == 1 and heading not in _RESULTS}
     shown = [(heading, number) for heading, number, _ in _COLUMNS if heading not in alike and any(entries[heading])]
-    shared = ", ".join(f"{heading} {entries[heading][0]}" for heading in entries if heading in alike)
+    shared = ", ".join(f"{name} {entries[name][0]}" for name in entries if name in alike and entries[name][0])
     console.print(shared, markup=False, highlight=False)
     _print_fitting(shown, [[entries[heading][index] for heading, _ in shown] for index in range(len(rows))])
     _print_seeds(rows)
@@ -94,19 +98,26 @@ def _print_fitting(columns: Sequence[tuple[str, bool]], lines: Sequence[Sequence
 
 def _print_seeds(rows: Sequence[tuple[Run, Row]]) -> None:
     """Means over the seeds of each method and cell, where there are several."""
-    groups: dict[tuple[object, ...], dict[int, Row]] = {}
+    groups: dict[tuple[Any, ...], dict[int, Row]] = {}
+    names = {repr(run.config["task"]): _task(run) for run, _ in rows}
     for run, row in rows:
         cell = replace(row.cell, cost_limit=None)  # of the same episodes, whatever their cost is held against
-        groups.setdefault((_task(run), row.dataset, row.method, cell), {})[run.config["trainer"]["seed"]] = row
-    several = [list(group.values()) for group in groups.values() if len(group) > 1]
+        groups.setdefault((repr(run.config["task"]), row.dataset, row.method, cell), {})[
+            run.config["trainer"]["seed"]
+        ] = row
+    several = [(names[key[0]], list(group.values())) for key, group in groups.items() if len(group) > 1]
+    if len({task for task, _ in several}) == 1:
+        several = [("", group) for _, group in several]
     if not several:
         return
-    columns = [("dataset", False), ("method", False), ("sampler", False), ("scale", True), ("asked", True)]
+    columns = [("task", False), ("dataset", False), ("method", False), ("sampler", False), ("shift", False)]
+    columns += [("scale", True), ("asked", True)]
     columns += [("seeds", True), ("score over seeds", True), ("95% interval", True)]
     lines = []
-    for group in several:
+    for task, group in several:
         row = group[0]
-        labels = [row.dataset, row.method, row.sampler, _number(row.guidance_scale), _number(row.returns)]
+        labels = [task, row.dataset, row.method, row.sampler, row.shift]
+        labels += [_number(row.guidance_scale), _number(row.returns)]
         over = mean([one.return_mean if one.normalised_score is None else one.normalised_score for one in group])
         lines.append([*labels, str(len(group)), f"{over.value:.1f}", f"{over.low:.1f} to {over.high:.1f}"])
     kept = [index for index in range(len(columns)) if any(line[index] for line in lines)]
@@ -136,7 +147,7 @@ def _evaluation(run: Run, row: Row) -> Evaluation:
     """What the protocol asks of an evaluation."""
     return Evaluation(
         row=row.method,
-        column=f"{_task(run)} {row.dataset}",
+        column=" ".join(filter(None, (_task(run), row.dataset, row.shift))),
         run=str(run.folder),
         training_seed=run.config["trainer"]["seed"],
         score=row.return_mean,

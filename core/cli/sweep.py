@@ -24,7 +24,6 @@ from core.cli.trainings import (
     interruptible,
     load_dataset,
     run_name,
-    spec_of,
     steps_done,
     train_together,
 )
@@ -112,7 +111,7 @@ def stack_size(config: Sweep, seeds: int) -> int:
     if device_of(config.trainer.device).type == "cuda":
         return share
     try:
-        network = build(config.algo, spec_of(load_dataset(config)))
+        network = build(config.algo, load_dataset(config).spec)
     except UserError:  # its own job will say so, and the others go on
         return 1
     gains = share >= SEEDS and work_of(network) * config.trainer.batch_size <= WORK

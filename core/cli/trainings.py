@@ -1,6 +1,7 @@
 """Trainings as commands start them: one run, or the runs of several seeds, with their locks, logs and limits."""
 
 import hashlib
+import json
 import math
 import re
 import signal
@@ -12,11 +13,12 @@ from pathlib import Path
 import torch
 
 import marl
-from core.algorithm import Algorithm, TeamSpec
+from core.algorithm import Algorithm
 from core.checkpoints import read_metadata, settle
 from core.cli.commands import Train, data_root
 from core.data import Dataset, read_dataset, read_provenance
 from core.device import device_of
+from core.environments import TeamSpec
 from core.errors import UserError
 from core.files import check_writable, locked, remove_leftovers
 from core.loggers import open_loggers
@@ -81,7 +83,7 @@ def train_together(
     device_of(config.trainer.device)
     dataset = load_dataset(config)
     completed = marl.ALGORITHMS[config.algo.name].completed(config.algo)
-    build(completed, spec_of(dataset))  # before any folder is made
+    build(completed, dataset.spec)  # before any folder is made
     unfinished: list[Path] = []
     with ExitStack() as locks:
         for folder, one in config_of.items():
@@ -144,7 +146,7 @@ def _train_group(
     members = []
     for config in configs:
         torch.manual_seed(config.trainer.seed)
-        members.append(build(config.algo, spec_of(dataset)).to(device))
+        members.append(build(config.algo, dataset.spec).to(device))
     for member in members:
         batches = member.prepare(dataset.trajectories)
     trainer = Trainer(
@@ -169,12 +171,6 @@ def _train_group(
             progress(step, metrics)
 
         return trainer.run(log, lambda: stop() or trainer.seconds >= seconds)
-
-
-def spec_of(dataset: Dataset) -> TeamSpec:
-    """Sizes of the dataset's team."""
-    trajectories = dataset.trajectories
-    return TeamSpec(trajectories.agents, trajectories.observations.shape[-1], trajectories.actions.shape[-1])
 
 
 def build(config: object, spec: TeamSpec) -> Algorithm:
@@ -210,12 +206,32 @@ def load_dataset(config: Train) -> Dataset:
             f"dataset {named} is {is_of}, not of {config.task.name} under {config.task.rules}: "
             "choose another dataset or task"
         )
-    if len(provenance.agents) != config.task.agents:
+    dataset = read_dataset(named, root)
+    options = provenance.environment.get("options")  # of imported data nobody knows
+    if config.task.foreign and options not in (None, config.task.options):
         raise UserError(
-            f"dataset {named} is of {len(provenance.agents)} agents, and task.agents is {config.task.agents}: "
-            "choose another dataset or set task.agents"
+            f"dataset {named} is of task.options={options}, and this training of {config.task.options}: give the same"
         )
-    return read_dataset(named, root)
+    if not config.task.foreign:
+        with config.task.make() as environments:
+            spec = environments.spec
+        if dataset.spec.agents != spec.agents:
+            raise UserError(
+                f"dataset {named} is of {dataset.spec.agents} agents, and task.agents is {config.task.agents}: "
+                "choose another dataset or set task.agents"
+            )
+        made_in, settings = provenance.environment, config.task.settings
+        if (made_in and made_in != settings) or (not made_in and set(settings) - {"prey", "prey_description"}):
+            raise UserError(
+                f"dataset {named} was made with {made_in or 'the usual settings'}, and the task is set to "
+                f"{settings or 'the usual ones'}: choose another dataset, or the same settings of task"
+            )
+        if dataset.spec != spec:
+            raise UserError(
+                f"dataset {named} is of {dataset.spec}, and the task of {spec}: choose another dataset, or set "
+                "task.landmarks or task.entities"
+            )
+    return dataset
 
 
 def chosen(config: Train) -> dict[str, object]:
@@ -237,5 +253,5 @@ def resolved(config: Train, dataset: Dataset) -> dict[str, object]:
             "quality": dataset.provenance.quality,
             "fingerprint": dataset.trajectories.fingerprint(),
         },
-        "spec": asdict(spec_of(dataset)),
+        "spec": json.loads(json.dumps(asdict(dataset.spec))),  # lists, as they are read back
     }

@@ -11,17 +11,17 @@ def return_ranks(trajectories: Trajectories, discount: float = 1.0) -> Tensor:
 
     A raw return to go depends on how much of the episode is left, and its scale on the task (the two published
     sources of MADiff disagree about theirs). Its rank does neither: 1 asks for the best continuation in the data,
-    from any moment of an episode, under any rewards.
+    from any moment of an episode, under any rewards. Agents that left are not counted.
     """
     to_go = trajectories.returns_to_go(discount)
     order = torch.argsort(trajectories.time, stable=True)
     ranks = torch.empty_like(to_go)
     for rows in torch.split(order, torch.bincount(trajectories.time).tolist()):
         values = to_go[rows].flatten()
-        ordered = values.sort().values
-        ranks[rows] = (
-            (torch.searchsorted(ordered, values, right=True) / len(values)).reshape(len(rows), -1).to(ranks.dtype)
-        )
+        there = values if trajectories.present is None else values[trajectories.present[rows].flatten()]
+        ordered = there.sort().values
+        found = torch.searchsorted(ordered, values, right=True) / max(1, len(ordered))
+        ranks[rows] = found.reshape(len(rows), -1).to(ranks.dtype)
     return ranks
 
 

@@ -84,7 +84,8 @@ def test_outputs(made):
         config = yaml.safe_load((made / run / "config.yaml").read_text())
         assert config["method"] == run
         assert config["dataset"] == {"id": ID, "quality": "expert", "fingerprint": dataset.trajectories.fingerprint()}
-        assert config["spec"] == {"agents": 3, "observation_dim": 18, "action_dim": 2}
+        sizes = {"agents": 3, "observation_dim": 18, "action_dim": 2, "discrete": False, "sizes": [], "entities": []}
+        assert config["spec"] == sizes
     assert not list(made.rglob(".writing-*"))
     assert not (made / "outputs").exists()
 
@@ -118,7 +119,7 @@ def test_the_numbers_of_a_row(place):
     from core.cli.compose import configure
 
     acting = configure("evaluate", ["run=madiff", "sampler.steps=2", "temperature=0.5"])
-    data = rollout(MADiff.load("madiff").policy(acting), TaskConfig().make, range(50, 53)).trajectories
+    data = rollout(MADiff.load("madiff").policy(acting), TaskConfig().make(), range(50, 53)).trajectories
     mean, interval = mean_interval(data.scores)
     assert row["return_mean"] == pytest.approx(mean)
     assert row["interval"] == pytest.approx(list(interval))
@@ -358,7 +359,7 @@ BAD = [
     (f"{NEW} algo.heads=0", "heads", None),
     (f"{NEW} algo.heads=-1", "heads", None),
     (f"{NEW} algo.kernel=-1", "kernel", None),
-    (f"{NEW} algo.normaliser=cdf", "unknown normaliser 'cdf'", None),
+    (f"{NEW} algo.normaliser=pdf", "unknown normaliser 'pdf'", None),
     (f"{NEW} trainer.device=cuda:99", "not available", None),
     (f"{NEW} trainer.seed=99999999999999999999", "seed", None),
     (f"train {ALL_MADIFF} run=file", "cannot write to file", a_file),

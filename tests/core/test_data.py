@@ -198,3 +198,19 @@ def test_drop_conditions_drops_whole_items(shape):
 def test_drop_none_or_all(probability, share):
     dropped = drop_conditions(torch.ones(50, 1), probability, torch.Generator().manual_seed(0))
     assert dropped.isnan().double().mean() == share
+
+
+def test_agents_that_left_do_not_count_among_the_returns():
+    """Two agents, the second gone after the first step of every episode: ranks of the rest as by hand."""
+    lengths = torch.tensor([3, 3, 3])
+    rows = int(lengths.sum())
+    rewards = torch.tensor([[1.0, 5], [2, 0], [0, 0], [3, 4], [1, 0], [0, 0], [2, 6], [5, 0], [0, 0]])
+    present = torch.tensor([[True, True], [True, False], [True, False]] * 3)
+    data = Trajectories(
+        torch.zeros(rows, 2, 1), torch.zeros(rows, 2, 1), rewards, rewards, torch.tensor([0, 3, 6, 9]),
+        torch.ones(3, dtype=torch.bool), present=present,
+    )  # fmt: skip
+    ranks = return_ranks(data)
+    # At the first step six returns to go: 3, 5, 4, 4, 7, 6. At the second the first agent's three: 2, 1, 5.
+    assert torch.allclose(ranks[[0, 3, 6]], torch.tensor([[1.0, 4], [3, 3], [6, 5]]) / 6)
+    assert torch.allclose(ranks[[1, 4, 7], 0], torch.tensor([2.0, 1, 3]) / 3)

@@ -287,7 +287,7 @@ def test_mistakes_on_the_command_line(place, capsys):
     before = files_below(place)
     for argument, message in {
         "guidnce": "there is no table 'guidnce': did you mean 'guidance'?",
-        "none.yaml": "there is no table 'none.yaml': choose one of: guidance",
+        "none.yaml": "there is no table 'none.yaml': choose one of: guidance, mpe",
         "odd.yaml": "odd.yaml: titel is no key: did you mean 'title'?",
         "wrok=here": "unknown option 'wrok': did you mean 'work'?",
         "workers=two": "workers is 'two': give a number, 0 for as many as there are cores for",

@@ -24,8 +24,8 @@ SMALL = [preset for preset in PRESETS if preset not in ("madiff_published", "mad
 def root(tmp_path_factory):
     """Datasets: four episodes of the expert."""
     folder, task = tmp_path_factory.mktemp("data"), marl.TaskConfig()
-    data = rollout(marl.scripted_team(task.name, "expert"), task.make, range(4)).trajectories
-    provenance = Provenance(task=task.name, rules=task.rules, quality="expert", agents=task.make().possible_agents)
+    data = rollout(marl.scripted_team(task.name, "expert"), task.make(), range(4)).trajectories
+    provenance = Provenance(task=task.name, rules=task.rules, quality="expert", agents=list(task.make().agents))
     write_dataset(task.dataset_id("expert"), data, provenance, folder)
     return folder
 
@@ -48,7 +48,7 @@ def test_train_save_load_act(preset, root, tmp_path):
     assert averages
     assert all(torch.equal(parameter, averages[name]) for name, parameter in loaded.named_parameters())
     policy = loaded.policy(Acting(SamplerConfig(steps=2)))
-    data = rollout(policy, marl.TaskConfig(max_cycles=3).make, range(2)).trajectories
+    data = rollout(policy, marl.TaskConfig(max_cycles=3).make(), range(2)).trajectories
     assert (data.episodes, data.steps, data.agents) == (2, 6, 3)
     assert data.actions.isfinite().all()
     assert data.actions.abs().max() <= 1

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from core.data import Trajectories
 from core.rollout import rollout
-from marl import parallel_env, scripted_team
+from marl import TaskConfig, parallel_env, scripted_team
 from marl.figures import plan_figure, positions_and_landmarks, rollout_animation
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -19,10 +19,8 @@ SVG = "{http://www.w3.org/2000/svg}"
 def episodes(
     agents: int = 3, seeds: tuple[int, ...] = (0, 1), quality: str = "expert", cycles: int = 25
 ) -> Trajectories:
-    def make() -> object:
-        return parallel_env("mpe/spread", agents=agents, max_cycles=cycles)
-
-    return rollout(scripted_team("mpe/spread", quality), make, seeds).trajectories
+    task = TaskConfig(agents=agents, max_cycles=cycles)
+    return rollout(scripted_team("mpe/spread", quality), task.make(), seeds).trajectories
 
 
 def denoising(trajectories: Trajectories, steps: int, horizon: int = 8) -> tuple[Tensor, ...]:
@@ -50,9 +48,9 @@ def test_positions_and_landmarks_are_those_of_the_environment(agents):
     observations, _ = environment.reset(seed=3)
     stacked = torch.stack([torch.as_tensor(observations[agent]) for agent in environment.possible_agents])
     positions, landmarks = positions_and_landmarks(stacked[None])
-    world = environment.unwrapped.world
-    np.testing.assert_allclose(positions[0], [agent.state.p_pos for agent in world.agents], atol=1e-6)
-    np.testing.assert_allclose(landmarks[0], [landmark.state.p_pos for landmark in world.landmarks], atol=1e-6)
+    state = environment.unwrapped.particles.state
+    np.testing.assert_allclose(positions[0], state.positions[0], atol=1e-6)
+    np.testing.assert_allclose(landmarks[0], state.landmarks[0], atol=1e-6)
 
 
 def test_too_small_observations_are_refused():
