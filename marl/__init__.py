@@ -4,11 +4,13 @@ from core.algorithm import Algorithm
 from marl.attention import AgentAttention
 from marl.behaviours import QUALITIES, Steering, scripted_team
 from marl.cloning import Cloning, CloningConfig
+from marl.collecting import REPLAY, collect_episodes
 from marl.distilled import Distilled, DistilledConfig
 from marl.environments import TASKS, References, TaskConfig, parallel_env
 from marl.inverse_dynamics import InverseConfig, InverseDynamics
-from marl.madiff import MADiff, Plan
+from marl.madiff import MADiff
 from marl.madiff_config import MADiffConfig
+from marl.planning import MADiffPolicy, Plan
 
 #: Algorithms by the `name` of their configuration.
 ALGORITHMS: dict[str, type[Algorithm]] = {"madiff": MADiff, "distilled": Distilled, "cloning": Cloning}
@@ -16,6 +18,7 @@ ALGORITHMS: dict[str, type[Algorithm]] = {"madiff": MADiff, "distilled": Distill
 __all__ = [
     "ALGORITHMS",
     "QUALITIES",
+    "REPLAY",
     "TASKS",
     "AgentAttention",
     "Cloning",
@@ -26,10 +29,12 @@ __all__ = [
     "InverseDynamics",
     "MADiff",
     "MADiffConfig",
+    "MADiffPolicy",
     "Plan",
     "References",
     "Steering",
     "TaskConfig",
+    "collect_episodes",
     "parallel_env",
     "scripted_team",
 ]
