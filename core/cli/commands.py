@@ -139,10 +139,12 @@ class ShiftConfig:
         Raises:
             UserError: it makes no task.
         """
+        given = {name: value for name, value in vars(self).items() if value is not None}
         try:
-            return replace(task, **{name: value for name, value in vars(self).items() if value is not None})
+            return replace(task, **given)
         except ValueError as error:
-            raise UserError(f"{self} makes no task of {task.name}: {error}") from error
+            words = ", ".join(f"{name} {value}" for name, value in given.items())
+            raise UserError(f"{words} makes no task of {task.name}: {error}") from error
 
     def label(self, task: marl.TaskConfig) -> str:
         """What differs from the task."""
