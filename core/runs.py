@@ -21,7 +21,7 @@ from core.files import check_writable, write_text
 #: LibYAML's safe loader reads a configuration ten times faster, where it is built in.
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
-_PACKAGES = ("convoy-rl", "torch", "numpy", "gymnasium", "pettingzoo", "mpe2", "minari")
+_PACKAGES = ("convoy-rl", "torch", "numpy", "gymnasium", "pettingzoo", "minari")
 
 #: Settings of the trainer that do not change what is learned, so that a resumed run may differ in them.
 _FREE = ("trainer.checkpoint_every", "trainer.log_every", "trainer.device")

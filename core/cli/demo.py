@@ -1,4 +1,4 @@
-"""`convoy demo`: data, training, evaluation in real PettingZoo, the guidance ablation, a report."""
+"""`convoy demo`: data, training, evaluation, the guidance ablation, a report."""
 
 import json
 from pathlib import Path
