@@ -144,6 +144,6 @@ def _evaluate(
 def _normalised_ends(run: Run, record: dict[str, Any]) -> dict[str, float]:
     """The interval over episodes of an evaluation's normalised score, where it has one."""
     references, low, high = task_of(run).references, record["return_low"], record["return_high"]
-    if references is None or low is None or high is None:
+    if references is None or low is None or high is None or record.get("shift"):
         return {}
     return dict(zip(_ENDS, (references.normalise(low), references.normalise(high)), strict=True))

@@ -229,11 +229,12 @@ def test_one_seed_shows_its_interval_over_episodes(made, rolled_out):
 
 
 def test_ends_of_a_normalised_score():
-    """By the references of spread under mpe2, -26.3 and -6."""
+    """By the references of spread under mpe2, -26.1 and -5.9."""
     run = SimpleNamespace(config={"task": asdict(TaskConfig())}, folder="run")
-    ends = tables._normalised_ends(run, {"return_low": -16.15, "return_high": -3.97})
+    ends = tables._normalised_ends(run, {"return_low": -16.0, "return_high": -3.88})
     assert ends == pytest.approx({"normalised_low": 50.0, "normalised_high": 110.0})
     assert tables._normalised_ends(run, {"return_low": None, "return_high": None}) == {}
+    assert tables._normalised_ends(run, {"return_low": -16.0, "return_high": -3.88, "shift": "agents 5"}) == {}
     run.config["task"]["max_cycles"] = 4
     assert tables._normalised_ends(run, {"return_low": -16.15, "return_high": -3.97}) == {}
 
