@@ -286,9 +286,10 @@ def test_mistakes_on_the_command_line(place, capsys):
     script = runpy.run_path(str(SCRIPT))["main"]
     Path("odd.yaml").write_text("titel: Tiny\n")
     before = files_below(place)
+    tables = ", ".join(sorted(path.stem for path in (SCRIPT.parent / "tables").glob("*.yaml")))
     for argument, message in {
         "guidnce": "there is no table 'guidnce': did you mean 'guidance'?",
-        "none.yaml": "there is no table 'none.yaml': choose one of: guidance, mpe",
+        "none.yaml": f"there is no table 'none.yaml': choose one of: {tables}",
         "odd.yaml": "odd.yaml: titel is no key: did you mean 'title'?",
         "wrok=here": "unknown option 'wrok': did you mean 'work'?",
         "workers=two": "workers is 'two': give a number, 0 for as many as there are cores for",
