@@ -46,6 +46,11 @@ class Reactive:
         return None
 
 
+def policy_keys(seeds: Sequence[int]) -> Tensor:
+    """Keys [B] of a policy's own noise (`core.normal`), none of which an environment begins an episode by."""
+    return -1 - torch.as_tensor(seeds, dtype=torch.int64)
+
+
 @dataclass(frozen=True)
 class Rollout:
     """Finished episodes, and the time that the policy alone took for the decision of one team."""

@@ -14,7 +14,7 @@ from core.data import Trajectories
 from core.environments import Environments, TeamSpec
 from core.errors import UserError
 from core.noise import normal
-from core.rollout import Context, Reactive, rollout
+from core.rollout import Context, Reactive, policy_keys, rollout
 from marl.behaviours import scripted_team
 from marl.environments import TaskConfig
 from marl.learner import learn
@@ -43,7 +43,7 @@ class Uniform(Reactive):
         self.spec = spec
 
     def reset(self, seeds: Sequence[int]) -> None:
-        self.keys = torch.as_tensor(seeds, dtype=torch.int64)
+        self.keys = policy_keys(seeds)
 
     def act(self, observations: Tensor, context: Context) -> Tensor:
         shape = (self.spec.agents, self.spec.action_dim)

@@ -46,7 +46,7 @@ REFERENCES = {
     ("mpe/tag", "omar", "learned"): References(-6.7, 41.7, _MEASURED),
     ("mpe/tag", "omar", "published"): References(-4.1, 185.6, _PUBLISHED),
     ("mpe/world", "mpe2", "flight"): References(-0.4, 67.7, _MEASURED),
-    ("mpe/world", "mpe2", "learned"): References(7.3, 91.5, _MEASURED),
+    ("mpe/world", "mpe2", "learned"): References(5.7, 39.7, _MEASURED),
     ("mpe/world", "omar", "flight"): References(-9.6, 42.1, _MEASURED),
     ("mpe/world", "omar", "learned"): References(-9.9, 28.2, _MEASURED),
     ("mpe/world", "omar", "published"): References(-6.8, 79.5, _PUBLISHED),

@@ -15,7 +15,7 @@ from core.device import device_of
 from core.environments import Environments, TeamSpec
 from core.errors import UserError
 from core.noise import normal
-from core.rollout import Context, Policy, Reactive, rollout
+from core.rollout import Context, Policy, Reactive, policy_keys, rollout
 from core.training import CHECKPOINT, Trainer, TrainerConfig
 from marl.learner_config import LearnerConfig
 from marl.replay import Replay, Transitions
@@ -143,7 +143,7 @@ class Exploring(Reactive):
         self.noise = noise
 
     def reset(self, seeds: Sequence[int]) -> None:
-        self.keys = -1 - torch.as_tensor(seeds, dtype=torch.int64)  # not the noise that environments begin by
+        self.keys = policy_keys(seeds)
 
     def act(self, observations: Tensor, context: Context) -> Tensor:
         shape = (observations.shape[1], self.learner.spec.action_dim)

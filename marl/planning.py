@@ -11,7 +11,7 @@ from core.algorithm import Acting, GuidanceConfig
 from core.denoiser import Denoiser
 from core.errors import UserError
 from core.noise import normal
-from core.rollout import Context, Reactive
+from core.rollout import Context, Reactive, policy_keys
 from core.sampling import WarmStart
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ class MADiffPolicy(Reactive):
 
     def reset(self, seeds: Sequence[int]) -> None:
         agents = self.planner.spec.agents
-        self.keys = torch.as_tensor(seeds, dtype=torch.int64)
+        self.keys = policy_keys(seeds)
         self.scale: float | Tensor = self.acting.guidance.scale
         self.returns: float | Tensor = self.acting.guidance.returns
         if self.guidance:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from core.noise import normal
-from core.rollout import Context, Reactive
+from core.rollout import Context, Reactive, policy_keys
 
 #: Streams of a seed's noise: the steps of an episode have their numbers, what is drawn once is below.
 _ONCE = -2
@@ -68,7 +68,7 @@ class ScriptedTeam(Reactive, ABC, Generic[S]):
         return torch.tensor([int((k + 1) * share) - int(k * share) for k in seeds])
 
     def reset(self, seeds: Sequence[int]) -> None:
-        self.keys = -1 - torch.as_tensor(seeds, dtype=torch.int64)  # not the noise that environments begin by
+        self.keys = policy_keys(seeds)
         self.misled = self.tags(seeds).bool()
         self.past: list[Tensor] = []
 

@@ -7,7 +7,7 @@ from pettingzoo import ParallelEnv
 from core.data import Trajectories
 from core.noise import normal
 from core.parallel_envs import ParallelEnvironments
-from core.rollout import Context, Reactive, rollout
+from core.rollout import Context, Reactive, policy_keys, rollout
 
 SEEDS = [3, 8, 1, 14, 6, 0, 11]
 
@@ -191,3 +191,12 @@ def test_a_policy_may_reuse_its_buffer():
             return self.buffer.copy_(super().act(observations, context))
 
     assert_same(rollout(Buffered(), ParallelEnvironments(Drift), SEEDS).trajectories, EXPECTED)
+
+
+def test_a_policys_noise_is_not_the_environments():
+    """An environment begins by the noise of its seed; whoever acts in it by chance must have another."""
+    keys = policy_keys([0, 1, 2, 10**9])
+    assert (keys < 0).all()
+    assert len(set(keys.tolist())) == 4
+    begun, acted = normal([0, 1, 2], (1000,)), normal(policy_keys([0, 1, 2]), (1000,))
+    assert abs(float((begun * acted).mean())) < 0.06

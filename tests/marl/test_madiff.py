@@ -9,7 +9,7 @@ from core.data import Trajectories, return_ranks
 from core.environments import TeamSpec
 from core.errors import UserError
 from core.noise import normal
-from core.rollout import Context
+from core.rollout import Context, policy_keys
 from core.runs import Run
 from core.samplers import SamplerConfig
 from core.training import Trainer, TrainerConfig
@@ -158,7 +158,7 @@ def test_a_policy_plans_with_what_it_was_given(planner):
     policy.reset([3, 4, 5, 6])
     plan = planner.plan(
         OBSERVATIONS, 0.7, sampler=core.DPMSolver(3, "karras"), guidance_scale=2.0, temperature=0.5,
-        noise=normal([3, 4, 5, 6], planner.plan_shape(), stream=9),
+        noise=normal(policy_keys([3, 4, 5, 6]), planner.plan_shape(), stream=9),
     )  # fmt: skip
     actions = policy.act(OBSERVATIONS, Context(9, torch.ones(4, dtype=torch.bool)))
     assert torch.equal(actions, plan.actions[:, 0])

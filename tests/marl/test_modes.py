@@ -11,7 +11,7 @@ from core.data import Trajectories
 from core.environments import TeamSpec
 from core.errors import UserError
 from core.noise import normal
-from core.rollout import Context
+from core.rollout import Context, policy_keys
 from core.samplers import SamplerConfig
 from core.sampling import WarmStart
 from marl import InverseConfig, MADiff, MADiffConfig, MADiffPolicy
@@ -212,7 +212,7 @@ def test_decentralised_each_agent_executes_its_own_part_of_its_own_plan(planner)
     """The policy against A plans made one agent at a time."""
     (actions,) = acts(planner, PlanningConfig("decentralised"))
     for agent in range(A):
-        noise = normal(torch.tensor([11, 12, 13, 14]) * A + agent, planner.plan_shape())
+        noise = normal(policy_keys([11, 12, 13, 14]) * A + agent, planner.plan_shape())
         plan = planner.plan(OBSERVATIONS, known=knows(agent), noise=noise, sampler=core.DDIM(steps=3))
         assert torch.allclose(actions[:, agent], plan.actions[:, 0, agent], atol=1e-5)
 
@@ -231,7 +231,8 @@ def test_replanning_every_few_steps(planner):
     """Between plans, the plan's next steps are executed from where the team is by then."""
     seen = [OBSERVATIONS + 0.1 * step for step in range(4)]
     actions = acts(planner, PlanningConfig(every=3), 4)
-    noise = [normal([11, 12, 13, 14], planner.plan_shape(), stream=step) for step in (0, 3)]
+    keys = policy_keys([11, 12, 13, 14])
+    noise = [normal(keys, planner.plan_shape(), stream=step) for step in (0, 3)]
     past = [torch.stack([seen[0]] * 3, dim=1), torch.stack(seen[1:4], dim=1)]
     plans = [planner.plan(p, noise=n, sampler=core.DDIM(steps=3)) for p, n in zip(past, noise, strict=True)]
     for step in range(3):
@@ -243,7 +244,7 @@ def test_replanning_every_few_steps(planner):
 def test_a_warm_start_takes_up_the_previous_plan(planner):
     seen = [OBSERVATIONS, OBSERVATIONS + 0.1]
     actions = acts(planner, PlanningConfig(warm=0.4), 2)
-    sampler, keys = core.DDIM(steps=3), [11, 12, 13, 14]
+    sampler, keys = core.DDIM(steps=3), policy_keys([11, 12, 13, 14])
     first = planner.plan(OBSERVATIONS, noise=normal(keys, planner.plan_shape()), sampler=sampler)
     shifted = torch.cat([first.sample[:, 1:], first.sample[:, -1:]], dim=1)
     past = torch.stack([seen[0], seen[0], seen[1]], dim=1)
