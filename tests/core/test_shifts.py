@@ -77,3 +77,15 @@ def test_environments_run_on_the_task_that_is_asked_for():
             if environments.step(torch.zeros(1, 3, 2)).truncated.all():
                 break
     assert lengths == 9
+
+
+def test_a_run_that_plans_decentralised_alone_has_a_report(place, monkeypatch):
+    monkeypatch.chdir(place)
+    planner = ["algo=madiff", "algo.known=own", "algo.width=16", "algo.horizon=4", "trainer.warmup=0"]
+    assert main(["train", *FAST[:-2], *planner, "task.max_cycles=6", "dataset=expert", "run=own"]) == 0
+    assert main(["evaluate", "run=own", "episodes=2", "planning.mode=decentralised", "shift.speed=1,0.5"]) == 0
+    assert main(["report", "own"]) == 0
+    page = (place / "own" / "report.html").read_text()
+    assert "expert, speed 0.5" in page
+    assert page.count("decentralised") >= 2
+    assert "image/svg" in page or "<svg" in page
