@@ -182,7 +182,12 @@ def test_collected_is_what_the_environment_wrote_down(place, capsys):
     assert not data.observations[:, 0, 2:].any()
     assert main(["data", "info", "lanes-Lane/random-v0", "data=data"]) == 0
     printed = capsys.readouterr().out
-    for expected in ("lanes:Lane", "2: walker, runner", "4, 5 an agent", f"{data.scores.double().mean():.3f}, 95% interval"):
+    for expected in (
+        "lanes:Lane",
+        "2: walker, runner",
+        "4, 5 an agent",
+        f"{data.scores.double().mean():.3f}, 95% interval",
+    ):
         assert expected in printed
 
 
