@@ -42,13 +42,13 @@ REFERENCES = {
     ("mpe/spread", "omar", ""): References(159.8, 516.8, _PUBLISHED),
     ("mpe/tag", "mpe2", "flight"): References(0.8, 71.3, _MEASURED),
     ("mpe/tag", "mpe2", "learned"): References(4.9, 22.0, _MEASURED),
-    ("mpe/tag", "omar", "flight"): References(-9.5, 91.0, _MEASURED),
-    ("mpe/tag", "omar", "learned"): References(-6.7, 41.7, _MEASURED),
+    ("mpe/tag", "omar", "flight"): References(-9.5, 114.3, _MEASURED),
+    ("mpe/tag", "omar", "learned"): References(-6.7, 73.7, _MEASURED),
     ("mpe/tag", "omar", "published"): References(-4.1, 185.6, _PUBLISHED),
     ("mpe/world", "mpe2", "flight"): References(-0.4, 67.7, _MEASURED),
     ("mpe/world", "mpe2", "learned"): References(5.7, 39.7, _MEASURED),
-    ("mpe/world", "omar", "flight"): References(-9.6, 42.1, _MEASURED),
-    ("mpe/world", "omar", "learned"): References(-9.9, 28.2, _MEASURED),
+    ("mpe/world", "omar", "flight"): References(-9.6, 39.4, _MEASURED),
+    ("mpe/world", "omar", "learned"): References(-9.9, 37.9, _MEASURED),
     ("mpe/world", "omar", "published"): References(-6.8, 79.5, _PUBLISHED),
 }
 
