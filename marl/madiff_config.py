@@ -34,6 +34,8 @@ class MADiffConfig:
         token: what attends to the other agents': each agent's whole "trajectory" as published, or each "step" of it.
         noise_factor, data_factor: without attention, DoF's functions of the agents' own predictions and of their clean
             estimates (`marl.factorisation`): "concat", "weighted", and "attention" for the data alone.
+        global_condition: whether the current step also enters every block, through the embedding; as published it is
+            known by the clamp alone.
         prediction: "noise", "x0", "v", "score", "flow" or "edm". schedule: "linear", "cosine", "sigmoid", "ve", "flow",
             or a table of T steps, such as "cosine/200". weighting: of the loss over times (`core.diffusion_loss`).
         precision: "bf16" runs the network in bfloat16; samples and weights stay in float32.
@@ -62,6 +64,7 @@ class MADiffConfig:
     token: str = "trajectory"
     noise_factor: str = "concat"
     data_factor: str = "concat"
+    global_condition: bool = True
     prediction: str = "x0"
     schedule: str = "linear"
     weighting: str = "simple"

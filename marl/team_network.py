@@ -94,6 +94,7 @@ def own_entries(spec: TeamSpec) -> int:
 
 
 def _trajectory_network(config: MADiffConfig, features: int) -> nn.Module:
+    current = config.history if config.global_condition else None
     mixer = partial(AgentAttention, heads=config.heads, token=config.token, widths=config.layout)
     if config.network == "transformer":
         return TemporalTransformer(
@@ -102,6 +103,7 @@ def _trajectory_network(config: MADiffConfig, features: int) -> nn.Module:
             layers=config.layers,
             heads=config.heads,
             condition_dim=1,
+            current=current,
             mixer=mixer if config.attention else None,
         )
     return TemporalUNet(
@@ -112,6 +114,7 @@ def _trajectory_network(config: MADiffConfig, features: int) -> nn.Module:
         kernel=config.kernel,
         activation=config.activation,
         condition_dim=1,
+        current=current,
         mixer=mixer if config.attention else None,
         decoder=config.layout,
     )

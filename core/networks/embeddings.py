@@ -6,6 +6,8 @@ import torch
 from einops import repeat
 from torch import Tensor, nn
 
+from core.networks.mlp import mlp
+
 
 class TimeEmbedding(nn.Module):
     """Sinusoidal features of the diffusion time followed by a two-layer MLP: [B] -> [B, width].
@@ -56,21 +58,39 @@ class ConditionEmbedding(nn.Module):
         return self.mlp(torch.nan_to_num(condition)).masked_fill(unknown, 0.0)
 
 
-def embed(
-    time: TimeEmbedding, condition: ConditionEmbedding | None, t: Tensor, cond: Tensor | None, agents: int
-) -> Tensor:
-    """What the blocks of a network over plans are told, [B, A, E]: the time's embedding and, where the network has one,
-    the condition's beside it.
+class PlanEmbedding(nn.Module):
+    """What every block of a network over plans is told, [B, A, E]: the diffusion time, and beside it the condition and
+    each agent's entries at one step, where the network has them.
 
-    t: [B]; cond: [B, A, c], [B, 1, c] for one shared by all agents, or None.
+    A clamped step is known to a convolution only as far as its kernel reaches; embedded, it is known to every block
+    (Diffusion Policy's global conditioning, Chi et al. 2023).
+
+    Args:
+        width: E of the time's and the condition's. condition_dim: c of the condition; 0 for none.
+        features: D of a plan. current: its time step that is embedded, in 2 `width` entries; None for none.
     """
-    times = repeat(time(t), "b e -> b a e", a=agents)
-    if condition is None:
-        if cond is not None:
-            raise ValueError("this network was built without a condition (condition_dim=0), but one was given")
-        return times
-    if cond is None:
-        return torch.cat([times, torch.zeros_like(times)], dim=-1)
-    if cond.ndim != 3:
-        raise ValueError(f"the condition must be [B, A, {condition.dim}], got {list(cond.shape)}")
-    return torch.cat([times, condition(cond).expand_as(times)], dim=-1)
+
+    def __init__(self, width: int, condition_dim: int, features: int, current: int | None):
+        super().__init__()
+        self.time = TimeEmbedding(width)
+        self.condition = ConditionEmbedding(condition_dim, width) if condition_dim else None
+        self.current = current
+        self.step = None if current is None else mlp(features, 2 * width, 2 * width)
+        self.width = width * (1 + (condition_dim > 0) + 2 * (current is not None))
+
+    def forward(self, x: Tensor, t: Tensor, cond: Tensor | None) -> Tensor:
+        """x [B, T, A, D]; t [B]; cond [B, A, c], [B, 1, c] for one shared by all agents, or None."""
+        times = repeat(self.time(t), "b e -> b a e", a=x.shape[2])
+        parts = [times]
+        if self.condition is None:
+            if cond is not None:
+                raise ValueError("this network was built without a condition (condition_dim=0), but one was given")
+        elif cond is None:
+            parts.append(torch.zeros_like(times))
+        elif cond.ndim != 3:
+            raise ValueError(f"the condition must be [B, A, {self.condition.dim}], got {list(cond.shape)}")
+        else:
+            parts.append(self.condition(cond).expand_as(times))
+        if self.step is not None:
+            parts.append(self.step(x[:, self.current]))
+        return torch.cat(parts, dim=-1)

