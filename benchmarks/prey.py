@@ -21,7 +21,7 @@ from marl.particles import Flight, Particles, learned_path, load_prey, save_prey
 SEEDS = range(2000)
 
 #: Episodes of training: two prey and four predators need more.
-EPISODES = {("tag", "omar"): 600, ("tag", "mpe2"): 600, ("world", "omar"): 600, ("world", "mpe2"): 2500}
+EPISODES = {("tag", "omar"): 600, ("tag", "mpe2"): 600, ("world", "omar"): 1000, ("world", "mpe2"): 2500}
 
 
 def main(names: list[str]) -> None:

@@ -11,10 +11,10 @@ from pettingzoo import ParallelEnv
 from core.environments import Environments
 from core.errors import UserError, nearest
 from core.parallel_envs import ParallelEnvironments
-from marl.foreign import foreign_env, is_foreign
+from marl.foreign import foreign_env, gymnasium_id, is_foreign
 from marl.particles import ParticleParallelEnv, Particles, load_prey
 
-#: Names of the tasks that are our own; any PettingZoo ParallelEnv is one by its import path.
+#: Names of the tasks that are our own; any PettingZoo ParallelEnv or gymnasium.Env is one by its import path.
 TASKS = ("mpe/spread", "mpe/tag", "mpe/world")
 
 #: Rule sets of the multi-agent particle environments: today's package, and the fork that published results rest on.
@@ -43,12 +43,12 @@ REFERENCES = {
     ("mpe/tag", "mpe2", "flight"): References(0.8, 71.3, _MEASURED),
     ("mpe/tag", "mpe2", "learned"): References(4.9, 22.0, _MEASURED),
     ("mpe/tag", "omar", "flight"): References(-9.5, 114.3, _MEASURED),
-    ("mpe/tag", "omar", "learned"): References(-6.7, 73.7, _MEASURED),
+    ("mpe/tag", "omar", "learned"): References(-5.5, 55.5, _MEASURED),
     ("mpe/tag", "omar", "published"): References(-4.1, 185.6, _PUBLISHED),
     ("mpe/world", "mpe2", "flight"): References(-0.4, 67.7, _MEASURED),
     ("mpe/world", "mpe2", "learned"): References(5.7, 39.7, _MEASURED),
     ("mpe/world", "omar", "flight"): References(-9.6, 39.4, _MEASURED),
-    ("mpe/world", "omar", "learned"): References(-9.9, 37.9, _MEASURED),
+    ("mpe/world", "omar", "learned"): References(-8.2, 21.5, _MEASURED),
     ("mpe/world", "omar", "published"): References(-6.8, 79.5, _PUBLISHED),
 }
 
@@ -58,8 +58,9 @@ class TaskConfig:
     """A team task.
 
     Attributes:
-        name: "mpe/spread", "mpe/tag", "mpe/world"; "MODULE" or "MODULE:CALLABLE" of any PettingZoo ParallelEnv; or
-            multi-agent MuJoCo's, such as "mamujoco/HalfCheetah-2x3".
+        name: "mpe/spread", "mpe/tag", "mpe/world"; "MODULE" or "MODULE:CALLABLE" of any PettingZoo ParallelEnv or
+            gymnasium.Env; a single agent's that Gymnasium registers, such as "gym/Pendulum-v1"; or multi-agent
+            MuJoCo's, such as "mamujoco/HalfCheetah-2x3".
         rules: "mpe2", today's package, or "omar", those of the fork that the offline papers report on.
         agents: number of agents; 0 is the task's own, 3 in ours (mpe2's world has a leader besides). landmarks: of
             spread, 0 for as many as agents.
@@ -88,7 +89,8 @@ class TaskConfig:
         if self.name not in TASKS and not is_foreign(self.name):
             raise ValueError(
                 f"unknown task {self.name!r}: {nearest(self.name, TASKS)} Environments that are not our own are "
-                "MODULE:CALLABLE, a name of PettingZoo's such as classic/rps-v2, or mamujoco/SCENARIO-CONFIGURATION."
+                "MODULE:CALLABLE, a name of PettingZoo's such as classic/rps-v2, one of Gymnasium's such as "
+                "gym/Pendulum-v1, or mamujoco/SCENARIO-CONFIGURATION."
             )
         if self.foreign:
             self.rules = ""  # its own
@@ -110,6 +112,11 @@ class TaskConfig:
     def foreign(self) -> bool:
         """Whether the environment is not our own."""
         return self.name not in TASKS
+
+    @property
+    def environment_id(self) -> str:
+        """Gymnasium's id of the environment, "" where it is known by another name."""
+        return gymnasium_id(self.name)
 
     @property
     def prey_name(self) -> str:

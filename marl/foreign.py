@@ -1,4 +1,4 @@
-"""Environments made elsewhere: any PettingZoo ParallelEnv by name or import path, and multi-agent MuJoCo."""
+"""Environments made elsewhere: any of PettingZoo's or Gymnasium's by name or import path, and multi-agent MuJoCo."""
 
 import importlib
 import io
@@ -6,18 +6,23 @@ import re
 import sys
 import warnings
 from collections.abc import Mapping
-from contextlib import redirect_stderr
+from contextlib import redirect_stderr, suppress
+from functools import partial
 from operator import attrgetter
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+import gymnasium
 import pettingzoo
 from gymnasium.error import Error as GymnasiumError
 from pettingzoo import AECEnv, ParallelEnv
 
 from core.errors import UserError, nearest
+from marl.single import SingleAgentEnv
 
 MAMUJOCO = "mamujoco/"
+GYMNASIUM = "gym/"
 
 #: What makers raise of options that they cannot take, or for want of a package.
 _REFUSALS: tuple[type[Exception], ...] = (TypeError, ValueError, LookupError, AssertionError, NotImplementedError)
@@ -27,42 +32,55 @@ _REGISTERED = re.compile(r"[\w.-]+/[\w.-]+[-_]v\d+")
 
 
 def is_foreign(name: str) -> bool:
-    """Whether a task's name is an import path, one that PettingZoo registers, or one of multi-agent MuJoCo's."""
+    """Whether a task's name is an import path, Gymnasium's, one that PettingZoo registers, or multi-agent MuJoCo's."""
     path = "/" not in name and ("." in name or ":" in name)
-    return path or name.startswith(MAMUJOCO) or _REGISTERED.fullmatch(name) is not None
+    return path or name.startswith((MAMUJOCO, GYMNASIUM)) or _REGISTERED.fullmatch(name) is not None
+
+
+def gymnasium_id(name: str) -> str:
+    """Gymnasium's id of the environment of a task's name, without the module that registers it; "" for other names."""
+    return name.removeprefix(GYMNASIUM).rpartition(":")[2] if name.startswith(GYMNASIUM) else ""
 
 
 def foreign_env(name: str, options: Mapping[str, Any]) -> ParallelEnv:
     """The environment of a name.
 
     Args:
-        name: "module:attribute", the attribute being a callable that returns a ParallelEnv; "module", of which
-            `parallel_env` is called, as PettingZoo's modules have it; what PettingZoo registers it as, such as
-            "classic/rps-v2"; or "mamujoco/SCENARIO-CONFIGURATION", such as "mamujoco/HalfCheetah-2x3" (the mamujoco
-            extra). Modules of the working directory are found too.
-        options: keyword arguments of the call.
+        name: "module:attribute", the attribute being a callable that returns a ParallelEnv or a gymnasium.Env, which
+            becomes a team of one; "module", of which `parallel_env` is called, as PettingZoo's modules have it; what
+            PettingZoo registers it as, such as "classic/rps-v2"; "gym/ID" of what Gymnasium registers, such as
+            "gym/Pendulum-v1", or "gym/MODULE:ID" where a module must be imported for that; or
+            "mamujoco/SCENARIO-CONFIGURATION", such as "mamujoco/HalfCheetah-2x3" (the mamujoco extra). Modules of the
+            working directory are found too.
+        options: keyword arguments of the call, for Gymnasium's of gymnasium.make.
 
     Raises:
-        UserError: there is no such module, attribute or name, the call fails, or it returns no ParallelEnv.
+        UserError: there is no such module, attribute or name, the call fails, or it returns neither of the two.
     """
     if name.startswith(MAMUJOCO):
         return _mamujoco(name, options)
     make = _registered(name) if "/" in name else _imported(name)
+    if mujoco := sys.modules.get("mujoco"):
+        _hear(mujoco)
     try:
         environment = make(**options)
     except _REFUSALS as error:
         raise UserError(_refused(name, options, error)) from error
+    if isinstance(environment, gymnasium.Env):
+        return SingleAgentEnv(environment)
     if isinstance(environment, ParallelEnv):
         return environment
     turns = "its agents act in turns; if they may act at once, " if isinstance(environment, AECEnv) else ""
     raise UserError(
-        f"task.name={name} makes a {type(environment).__name__}, not a PettingZoo ParallelEnv: {turns}"
+        f"task.name={name} makes a {type(environment).__name__}, not a PettingZoo ParallelEnv or gymnasium.Env: {turns}"
         "wrap it, for example with pettingzoo.utils.conversions.aec_to_parallel"
     )
 
 
 def _registered(name: str) -> Any:
-    """What makes an environment that PettingZoo has a name for."""
+    """What makes an environment that PettingZoo or Gymnasium has a name for."""
+    if name.startswith(GYMNASIUM):
+        return _of_gymnasium(name)
     registry = getattr(pettingzoo, "parallel_registry", None)
     if registry is None:
         raise UserError(f"task.name={name}: names need pettingzoo 1.27 or newer; install it, or give an import path")
@@ -74,33 +92,55 @@ def _registered(name: str) -> Any:
     return registry[name].make
 
 
-def _imported(name: str) -> Any:
-    """The callable that an import path names."""
-    module, _, attribute = name.partition(":")
-    attribute = attribute or "parallel_env"
+def _of_gymnasium(name: str) -> Any:
+    """What makes an environment that Gymnasium has a name for."""
+    module, colon, _ = name.removeprefix(GYMNASIUM).partition(":")
+    if colon:
+        _module(name, module)
+    known = gymnasium_id(name)
+    if known not in gymnasium.registry:
+        raise UserError(
+            f"task.name={name}: Gymnasium has no environment {known!r}, unless importing a module registers it, which "
+            f"gym/MODULE:ID does: {nearest(known, gymnasium.registry)}"
+        )
+    if re.search("mujoco|robotics", str(gymnasium.registry[known].entry_point)):
+        with suppress(ImportError):  # of which gymnasium.make tells
+            importlib.import_module("mujoco")  # heard of before it loads a model
+    return partial(gymnasium.make, known)
+
+
+def _module(name: str, module: str) -> ModuleType:
+    """The module that a task's name begins with."""
     here = str(Path.cwd())
     if not {"", here} & set(sys.path):  # the installed command looks in its own folder instead
         sys.path.append(here)
     try:
-        imported = importlib.import_module(module)
+        return importlib.import_module(module)
     except ModuleNotFoundError as error:
         raise UserError(
             f"task.name={name}: there is no module {error.name!r}; install its package, or run where it can be imported"
         ) from error
     except (ImportError, TypeError, ValueError) as error:
         raise UserError(f"task.name={name}: {module} cannot be imported: {error}") from error
+
+
+def _imported(name: str) -> Any:
+    """The callable that an import path names."""
+    module, _, attribute = name.partition(":")
+    attribute = attribute or "parallel_env"
+    imported = _module(name, module)
     try:
         make = attrgetter(attribute)(imported)
     except AttributeError as error:
         turns = "; its env is for agents in turns" if attribute == "parallel_env" and hasattr(imported, "env") else ""
         raise UserError(
             f"task.name={name}: module {module} has no {attribute!r}{turns}; "
-            "write MODULE:CALLABLE, which returns a ParallelEnv"
+            "write MODULE:CALLABLE, which returns a ParallelEnv or a gymnasium.Env"
         ) from error
     if not callable(make):
         raise UserError(
             f"task.name={name}: {attribute!r} is a {type(make).__name__}, which cannot be called; "
-            "write MODULE:CALLABLE, which returns a ParallelEnv"
+            "write MODULE:CALLABLE, which returns a ParallelEnv or a gymnasium.Env"
         )
     return make
 
@@ -118,8 +158,7 @@ def _mamujoco(name: str, options: Mapping[str, Any]) -> ParallelEnv:
             from gymnasium_robotics import mamujoco_v1
     except ImportError as error:
         raise UserError("multi-agent MuJoCo needs the mamujoco extra: pip install 'convoy-rl[mamujoco]'") from error
-    if mujoco.get_mju_user_warning() is None:
-        mujoco.set_mju_user_warning(_warn)
+    _hear(mujoco)
     scenario, _, configuration = name.removeprefix(MAMUJOCO).partition("-")
     try:
         return mamujoco_v1.parallel_env(scenario, configuration or None, **options)
@@ -130,7 +169,12 @@ def _mamujoco(name: str, options: Mapping[str, Any]) -> ParallelEnv:
         raise UserError(f"{_refused(name, options, error)}; names are as mamujoco/HalfCheetah-2x3") from error
 
 
+def _hear(mujoco: Any) -> None:
+    """Make MuJoCo's warnings Python's: by itself it writes MUJOCO_LOG.TXT to wherever it runs."""
+    if mujoco.get_mju_user_warning() is None:
+        mujoco.set_mju_user_warning(_warn)
+
+
 def _warn(text: str) -> None:
-    """In place of MuJoCo's own, which writes MUJOCO_LOG.TXT to wherever it runs."""
     if "deprecated" not in text:  # in Gymnasium's models
         warnings.warn(f"MuJoCo: {text}", stacklevel=2)

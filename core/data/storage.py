@@ -5,7 +5,7 @@ scalar reward is the team's mean; each agent's reward and cost are `infos["rewar
 where row k + 1 belongs to step k, as Gymnasium returns infos, and row 0 (the reset) is zero. Legal choices and who
 takes part, where they vary, are `infos["legal"]` [T + 1, A, U] and `infos["present"]` [T + 1, A], by observation. What
 made the episodes stands in the metadata under "convoy": see `Provenance`. A Minari dataset without that entry is a
-single agent's, A = 1.
+single agent's, A = 1, whose spaces are taken as environments' are.
 """
 
 import json
@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from gymnasium.spaces import Box, Discrete, Space
 from torch import Tensor
 
 from core.data.trajectories import MASKS, Trajectories
@@ -39,6 +40,7 @@ class Provenance:
         quality: short name of the behaviour. behaviour: its parameters. behaviours: name of each episode tag.
         agents: the agents' names, in the order of the agent axis. layout: "discrete", "sizes" and "entities" of
             `core.environments.TeamSpec`, which the shapes do not tell. environment: further settings of the task.
+        environment_id: Gymnasium's of a foreign dataset that tells it, "" otherwise.
         seed: of the first episode. episodes: how many.
         references: scores that normalise a return, "random" and "expert", and their "source".
         generator: program and version. licence: of the data. fingerprint: of the contents, checked on reading.
@@ -52,6 +54,7 @@ class Provenance:
     agents: list[str] = field(default_factory=list)
     layout: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
+    environment_id: str = ""
     seed: int = 0
     episodes: int = 0
     references: dict[str, Any] = field(default_factory=dict)
@@ -113,7 +116,6 @@ def write_dataset(
         UserError: the dataset exists and `overwrite` is False, its id is malformed, or the folder cannot be written.
     """
     import minari
-    from gymnasium.spaces import Box
     from minari.dataset.minari_dataset import parse_dataset_id
 
     try:
@@ -223,7 +225,9 @@ def read_provenance(dataset_id: str, root: Path) -> Provenance:
         raise UserError(f"no dataset {dataset_id!r} in {root}: {hint}")
     try:
         metadata = json.loads((folder / "data" / "metadata.json").read_text())
-        return Provenance(**metadata.get("convoy", {}))
+        provenance = Provenance(**metadata.get("convoy", {}))
+        made_in = json.loads(metadata.get("env_spec") or "{}").get("id", provenance.environment_id)
+        return replace(provenance, environment_id=made_in)
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise UserError(
             f"dataset {dataset_id} in {root} has no readable metadata: {error}; collect it again"
@@ -231,33 +235,28 @@ def read_provenance(dataset_id: str, root: Path) -> Provenance:
 
 
 def read_dataset(dataset_id: str, root: Path) -> Dataset:
-    """Read a Minari dataset: a team's by our convention, any other as a single agent's, of Box observations and Box or
-    Discrete actions, which become one-hot.
+    """Read a Minari dataset: a team's by our convention, any other as a single agent's, whose observations and actions
+    are Box or Discrete. Discrete ones become one-hot, actions of a bounded Box are scaled to [-1, 1].
 
     Raises:
         UserError: no such dataset, or one whose files or spaces cannot be used.
     """
-    from gymnasium.spaces import Box, Discrete
     from minari.dataset.minari_dataset import MinariDataset
 
     provenance = read_provenance(dataset_id, root)
     folder = root / dataset_id / "data"
     try:
         dataset = MinariDataset(folder)
-        team, choices = bool(provenance.agents), 0
-        if not team and isinstance(dataset.action_space, Discrete):
-            choices = int(dataset.action_space.n)
+        team, seen, acted = bool(provenance.agents), dataset.observation_space, dataset.action_space
+        for what, space in (("observations", seen), ("actions", acted)):
+            if not isinstance(space, Box if team else Box | Discrete):
+                raise ValueError(f"its {what} are a {type(space).__name__}, not a Box or Discrete; flatten them first")
+        if isinstance(acted, Discrete):
             provenance = replace(provenance, layout={"discrete": True})
-        elif not isinstance(dataset.action_space, Box):
-            raise ValueError(f"its actions are a {type(dataset.action_space).__name__}, not a Box or Discrete")
-        if not isinstance(dataset.observation_space, Box):
-            raise ValueError(
-                f"its observations are a {type(dataset.observation_space).__name__}, not a Box; flatten them first"
-            )
         columns: dict[str, list[np.ndarray]] = {}
         lengths, terminated = [], []
         for episode in dataset.iterate_episodes():
-            for name, values in _episode(episode, team, choices).items():
+            for name, values in _episode(episode, team, seen, acted).items():
                 columns.setdefault(name, []).append(values)
             lengths.append(len(episode.rewards) + 1)
             terminated.append(bool(episode.terminations[-1]))
@@ -277,7 +276,18 @@ def read_dataset(dataset_id: str, root: Path) -> Dataset:
     return Dataset(dataset_id, trajectories, provenance, size)
 
 
-def _episode(episode: Any, team: bool, choices: int = 0) -> dict[str, np.ndarray]:
+def _rows(values: np.ndarray, space: Space, *, scale: bool = False) -> np.ndarray:
+    """What a single agent saw or did, [T, ...], as rows [T, 1, N]: choices one-hot, numbers flattened, and with `scale`
+    those of a bounded Box in [-1, 1], as `core.parallel_envs` takes them."""
+    if isinstance(space, Discrete):
+        values = np.eye(int(space.n), dtype=np.float32)[np.asarray(values) - int(space.start)]
+    elif scale and isinstance(space, Box) and space.is_bounded() and ((space.low != -1) | (space.high != 1)).any():
+        low, high = space.low.astype(np.float64), space.high.astype(np.float64)
+        values = 2 * (values - low) / np.where(high > low, high - low, 1) - 1
+    return values.reshape(len(values), 1, -1)
+
+
+def _episode(episode: Any, team: bool, seen: Space, acted: Space) -> dict[str, np.ndarray]:
     """Rows of one Minari episode, with the agent axis and the final row."""
     steps = len(episode.rewards)
     masks: dict[str, np.ndarray] = {}
@@ -286,8 +296,7 @@ def _episode(episode: Any, team: bool, choices: int = 0) -> dict[str, np.ndarray
         rewards, costs = (episode.infos[name][1:] for name in ("rewards", "costs"))
         masks = {name: np.asarray(episode.infos[name], bool) for name in MASKS if name in episode.infos}
     else:
-        chosen = np.eye(choices, dtype=np.float32)[np.asarray(episode.actions)] if choices else episode.actions
-        observations, actions = (values.reshape(len(values), 1, -1) for values in (episode.observations, chosen))
+        observations, actions = _rows(episode.observations, seen), _rows(episode.actions, acted, scale=True)
         rewards = np.asarray(episode.rewards)[:, None]
         costs = np.asarray((episode.infos or {}).get("cost", np.zeros(steps + 1)))[-steps:, None]
 

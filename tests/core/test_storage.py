@@ -176,7 +176,8 @@ def test_a_single_agents_minari_dataset(cost, tmp_path, monkeypatch):
     assert data.tags.tolist() == [-1] * 4
     for buffer, first, end in zip(buffers, data.offsets[:-1].tolist(), data.offsets[1:].tolist(), strict=True):
         assert np.array_equal(data.observations[first:end, 0], np.stack(buffer.observations))
-        assert np.array_equal(data.actions[first : end - 1, 0], np.stack(buffer.actions))
+        # Between 0 and 1 there, between -1 and 1 here.
+        assert np.allclose(data.actions[first : end - 1, 0], 2 * np.stack(buffer.actions) - 1, atol=1e-6)
         assert np.allclose(data.rewards[first : end - 1, 0], buffer.rewards)
         costs = buffer.infos["cost"][-(end - 1 - first) :] if cost else 0
         assert np.allclose(data.costs[first : end - 1, 0], costs)
@@ -185,7 +186,7 @@ def test_a_single_agents_minari_dataset(cost, tmp_path, monkeypatch):
 
 
 def test_spaces_of_foreign_datasets(tmp_path, monkeypatch):
-    """Observations must be Box, actions Box or Discrete, which become one-hot."""
+    """Observations and actions must be Box or Discrete, which become one-hot."""
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
     spaces = {
         "grid": gymnasium.spaces.Discrete(4),

@@ -458,8 +458,11 @@ MISTAKES = [
     (f"{COLLECT}lanes:", "module lanes has no 'parallel_env'; write"),
     (f"{COLLECT}turns:", "module turns has no 'parallel_env'; its env is for agents in turns; write"),
     (f"{COLLECT}lanes:NUMBER", "'NUMBER' is a int, which cannot be called"),
-    (f"{COLLECT}lanes:Plain", "makes a Plain, not a PettingZoo ParallelEnv: wrap it"),
-    (f"{COLLECT}lanes:Turns", "makes a Turns, not a PettingZoo ParallelEnv: its agents act in turns; if"),
+    (f"{COLLECT}lanes:Plain", "makes a Plain, not a PettingZoo ParallelEnv or gymnasium.Env: wrap it"),
+    (
+        f"{COLLECT}lanes:Turns",
+        "makes a Turns, not a PettingZoo ParallelEnv or gymnasium.Env: its agents act in turns; if",
+    ),
     (f"{COLLECT}lanes:Bag", "lane: walker observes a Sequence, which has no fixed number of entries"),
     (f"{COLLECT}lanes:Many", "lane: walker acts in a MultiDiscrete; Box and Discrete are supported"),
     (f"{COLLECT}lanes:Endless", "lane: the actions of walker have no bounds; give its Box a finite range"),
