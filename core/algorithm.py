@@ -96,6 +96,45 @@ class PlanningConfig:
         return ", ".join([*words, *([f"horizon {self.horizon}"] if self.horizon else [])])
 
 
+PICKS = ("best", "softmax")
+
+
+@dataclass
+class SelectionConfig:
+    """Which of several candidate actions or plans is taken.
+
+    Attributes:
+        candidates: how many are drawn; 0 as many as the algorithm was trained to be used with.
+        pick: the "best" by the critics, or a "softmax" sample of `sharpness` times their values.
+    """
+
+    candidates: int = 0
+    pick: str = "best"
+    sharpness: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.candidates < 0 or not 0 < self.sharpness < math.inf:
+            raise ValueError(
+                f"selection.candidates must be at least 0 and selection.sharpness positive, got {self.candidates}, "
+                f"{self.sharpness}"
+            )
+        if self.pick not in PICKS:
+            raise ValueError(f"unknown selection.pick {self.pick!r}: choose one of {', '.join(PICKS)}")
+
+    def completed(self, trained: "SelectionConfig") -> "SelectionConfig":
+        """Itself, or the algorithm's own where it leaves the candidates to that."""
+        return self if self.candidates else trained
+
+    def __str__(self) -> str:
+        if not self.candidates:
+            return ""
+        return (
+            f"best of {self.candidates}"
+            if self.pick == "best"
+            else (f"softmax {number(self.sharpness)} of {self.candidates}")
+        )
+
+
 @dataclass
 class Acting:
     """The sampling side of a trained model: all of it can change without retraining.
@@ -107,6 +146,7 @@ class Acting:
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
     planning: PlanningConfig = field(default_factory=PlanningConfig)
+    selection: SelectionConfig = field(default_factory=SelectionConfig)
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
@@ -203,8 +243,8 @@ class Algorithm(nn.Module, ABC):
     @staticmethod
     @abstractmethod
     def uses(config: Any) -> frozenset[str]:
-        """Which of "sampler", "planning", "scale" and "returns" change what the policy of a configuration does; it
-        ignores the others, and tables leave them empty."""
+        """Which of "sampler", "planning", "selection", "scale" and "returns" change what the policy of a configuration
+        does; it ignores the others, and tables leave them empty."""
 
     @abstractmethod
     def prepare(self, trajectories: Trajectories) -> Batches:

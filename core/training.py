@@ -164,7 +164,7 @@ class Trainer:
                 group["lr"] = rate
             losses = loss_of(phase)
             optimiser.zero_grad(set_to_none=True)
-            losses["loss"].sum().backward()
+            losses["loss"].sum().backward(inputs=list(phase.parameters))  # and nothing of other phases
             if config.gradient_clip and self.stack:
                 self.stack.clip(phase.parameters, config.gradient_clip)
             elif config.gradient_clip:

@@ -5,6 +5,8 @@ from marl.attention import AgentAttention
 from marl.behaviours import QUALITIES, Steering, scripted_team
 from marl.cloning import Cloning, CloningConfig
 from marl.collecting import REPLAY, collect_episodes
+from marl.diffusion_policy import DiffusionPolicy
+from marl.diffusion_policy_config import DiffusionPolicyConfig
 from marl.distilled import Distilled, DistilledConfig
 from marl.environments import TASKS, References, TaskConfig, parallel_env
 from marl.inverse_dynamics import InverseConfig, InverseDynamics
@@ -13,7 +15,12 @@ from marl.madiff_config import MADiffConfig
 from marl.planning import MADiffPolicy, Plan
 
 #: Algorithms by the `name` of their configuration.
-ALGORITHMS: dict[str, type[Algorithm]] = {"madiff": MADiff, "distilled": Distilled, "cloning": Cloning}
+ALGORITHMS: dict[str, type[Algorithm]] = {
+    "madiff": MADiff,
+    "distilled": Distilled,
+    "cloning": Cloning,
+    "diffusion_policy": DiffusionPolicy,
+}
 
 __all__ = [
     "ALGORITHMS",
@@ -23,6 +30,8 @@ __all__ = [
     "AgentAttention",
     "Cloning",
     "CloningConfig",
+    "DiffusionPolicy",
+    "DiffusionPolicyConfig",
     "Distilled",
     "DistilledConfig",
     "InverseConfig",

@@ -1,24 +1,26 @@
 """A learner for teams: what it does on the way to a policy is data of every quality."""
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from core.algorithm import Acting, Algorithm, GuidanceConfig, Phase
-from core.data import Affine, Trajectories
+from core.critics import CriticConfig, Critics
+from core.data import Affine, Trajectories, Transitions
 from core.device import device_of
 from core.environments import Environments, TeamSpec
 from core.errors import UserError
+from core.networks import GroupedLinear, mlp
 from core.noise import normal
 from core.rollout import Context, Policy, Reactive, policy_keys, rollout
 from core.training import CHECKPOINT, Trainer, TrainerConfig
 from marl.learner_config import LearnerConfig
-from marl.replay import Replay, Transitions
+from marl.replay import Replay
 
 
 class MATD3(Algorithm):
@@ -26,26 +28,23 @@ class MATD3(Algorithm):
 
     config_class = LearnerConfig
     reward_scale: Tensor
-    order: Tensor
 
     def __init__(self, config: LearnerConfig, spec: TeamSpec):
         super().__init__(config, spec)
         if spec.discrete or spec.sizes:
             raise UserError(f"the learner needs continuous actions and observations of one size, got {spec}")
         generator = torch.Generator().manual_seed(config.seed)
-        agents, seen, acted = spec.agents, spec.observation_dim, spec.action_dim
-        judged = (seen + acted) * (agents if config.critic == "centralised" else 1)
+        seen, acted = spec.observation_dim, spec.action_dim
         self.normaliser = Affine(seen)
         self.register_buffer("reward_scale", torch.ones(()))
-        self.actor = _mlp(seen, acted, config, generator).append(nn.Tanh())
-        self.critics = nn.ModuleList(_mlp(judged, 1, config, generator) for _ in range(2))
-        self.target_actor = _mlp(seen, acted, config, generator).append(nn.Tanh()).requires_grad_(False)
-        self.target_critics = nn.ModuleList(_mlp(judged, 1, config, generator) for _ in range(2)).requires_grad_(False)
-        self.target_actor.load_state_dict(self.actor.state_dict())
-        self.target_critics.load_state_dict(self.critics.state_dict())
-        # Each agent's view of the team begins with itself, so that one critic serves all.
-        place = torch.arange(agents)
-        self.register_buffer("order", (place[:, None] + place) % agents, persistent=False)
+        judge = CriticConfig(config.critic, config.hidden, config.layers, shared=True, polyak=config.polyak)
+        with torch.random.fork_rng(devices=[]):  # whose initial weights are drawn again
+            self.actor = mlp(seen, acted, config.hidden, config.layers, activation="relu").append(nn.Tanh())
+            self.critics = Critics(judge, spec.agents, seen, acted)
+        for network in (self.actor, self.critics.q):
+            _draw(network, generator)
+        self.target_actor = copy.deepcopy(self.actor).requires_grad_(False)
+        self.critics.target.load_state_dict(self.critics.q.state_dict())
         self.updates = 0
         self.experience: _Experience | None = None
 
@@ -68,22 +67,9 @@ class MATD3(Algorithm):
 
     def phases(self) -> Sequence[Phase]:
         return [
-            Phase("critic", list(self.critics.parameters()), self._critic_loss),
+            Phase("critic", list(self.critics.q.parameters()), self._critic_loss),
             Phase("actor", list(self.actor.parameters()), self._actor_loss, every=self.config.actor_every),
         ]
-
-    def values(
-        self, critics: nn.ModuleList, observations: Tensor, actions: Tensor, own: Tensor | None = None
-    ) -> Tensor:
-        """What each critic thinks of each agent's step [2, B, A]; `own`: the agents' own actions, in place of those."""
-        seen = self.normaliser(observations)
-        pair = torch.cat([seen, actions], dim=-1)
-        if self.config.critic == "centralised":
-            pair = pair[:, self.order].flatten(2)  # [B, A, A (O + U)]
-        if own is not None:
-            first = seen.shape[-1]
-            pair = torch.cat([pair[..., :first], own, pair[..., first + own.shape[-1] :]], dim=-1)
-        return torch.stack([critic(pair).squeeze(-1) for critic in critics])
 
     @torch.no_grad()
     def targets(self, batch: Transitions, noise: Tensor) -> Tensor:
@@ -91,26 +77,28 @@ class MATD3(Algorithm):
         config = self.config
         noise = (config.smoothing * noise).clamp(-config.smoothing_clip, config.smoothing_clip)
         actions = (self.target_actor(self.normaliser(batch.following)) + noise).clamp(-1, 1)
-        following = self.values(self.target_critics, batch.following, actions).amin(dim=0)
-        return batch.rewards * self.reward_scale + batch.discount[:, None] * following
+        following = self.critics.values(self.normaliser(batch.following), actions, target=True).amin(dim=0)
+        return batch.rewards * self.reward_scale + batch.discount * following
 
     def _critic_loss(self, batch: Transitions, generator: torch.Generator) -> dict[str, Tensor]:
         noise = torch.randn(batch.actions.shape, generator=generator, device=batch.actions.device)
-        error = self.values(self.critics, batch.observations, batch.actions) - self.targets(batch, noise)
+        values = self.critics.values(self.normaliser(batch.observations), batch.actions)
+        error = values - self.targets(batch, noise)
         return {"loss": (error**2).mean(dim=(1, 2)).sum()}
 
     def _actor_loss(self, batch: Transitions, generator: torch.Generator) -> dict[str, Tensor]:
-        own = self.actor(self.normaliser(batch.observations))
-        value = self.values(self.critics[:1], batch.observations, batch.actions, own).mean()
+        seen = self.normaliser(batch.observations)
+        value = self.critics.own_values(seen, batch.actions, self.actor(seen))[0].mean()
         return {"loss": -value}
 
     @torch.no_grad()
     def after_step(self) -> None:
         self.updates += 1
         if self.updates % self.config.actor_every == 0:
-            learned: list[Tensor] = [*self.actor.parameters(), *self.critics.parameters()]
-            targets: list[Tensor] = [*self.target_actor.parameters(), *self.target_critics.parameters()]
+            learned: list[Tensor] = list(self.actor.parameters())
+            targets: list[Tensor] = list(self.target_actor.parameters())
             torch._foreach_lerp_(targets, learned, self.config.polyak)
+            self.critics.follow()
         if self.experience is not None and self.updates % self.config.updates == 0:
             self.experience.collect(Exploring(self, self.config.exploration))
 
@@ -123,16 +111,13 @@ class MATD3(Algorithm):
         return Exploring(self, 0.0)
 
 
-def _mlp(inputs: int, outputs: int, config: LearnerConfig, generator: torch.Generator) -> nn.Sequential:
-    """Hidden layers with ReLU and a linear head, with the generator's weights in torch's usual ranges."""
-    widths = [inputs, *[config.hidden] * config.layers, outputs]
-    layers: list[nn.Module] = []
-    for before, after in pairwise(widths):
-        layer = nn.utils.skip_init(nn.Linear, before, after)
-        for parameter in layer.parameters():
-            nn.init.uniform_(parameter, -(before**-0.5), before**-0.5, generator=generator)
-        layers += [layer, nn.ReLU()]
-    return nn.Sequential(*layers[:-1])
+def _draw(network: nn.Module, generator: torch.Generator) -> None:
+    """Initial weights in torch's usual ranges, from the generator."""
+    for layer in network.modules():
+        if isinstance(layer, nn.Linear | GroupedLinear):
+            inputs = layer.in_features if isinstance(layer, nn.Linear) else layer.weight.shape[1]
+            for parameter in layer.parameters():
+                nn.init.uniform_(parameter, -(inputs**-0.5), inputs**-0.5, generator=generator)
 
 
 class Exploring(Reactive):

@@ -4,9 +4,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from core.critics import VIEWS
 from core.device import check_device
-
-CRITICS = ("independent", "centralised")
 
 
 @dataclass
@@ -55,8 +54,8 @@ class LearnerConfig:
     def __post_init__(self) -> None:
         if self.name != "matd3":
             raise ValueError(f"algo.name is matd3 here, got {self.name!r}: choose another algorithm with algo=")
-        if self.critic not in CRITICS:
-            raise ValueError(f"unknown critic {self.critic!r}: choose one of {', '.join(CRITICS)}")
+        if self.critic not in VIEWS:
+            raise ValueError(f"unknown critic {self.critic!r}: choose one of {', '.join(VIEWS)}")
         for name in (
             "hidden",
             "layers",

@@ -10,6 +10,7 @@ from omegaconf import MISSING
 import marl
 from core.algorithm import Acting, GuidanceConfig
 from core.config import register
+from core.data import CurationConfig
 from core.data.storage import default_root
 from core.device import check_device
 from core.errors import UserError, nearest
@@ -54,7 +55,8 @@ class Train:
     """Train an algorithm on a dataset; the same command resumes a run that was stopped.
 
     Attributes:
-        dataset: a quality of the task, or a full Minari id. data: folder of datasets, Minari's own unless given.
+        dataset: a quality of the task, or a full Minari id. curation: which of its episodes count, and how often.
+        data: folder of datasets, Minari's own unless given.
         run: the run's folder, runs/TASK-DATASET-METHOD-sSEED unless given.
         method: the name in tables, the chosen preset of `algo` unless given.
         loggers: that get the metrics as well: tensorboard, wandb (offline), mlflow; see `core.loggers`.
@@ -63,6 +65,7 @@ class Train:
     task: marl.TaskConfig = field(default_factory=marl.TaskConfig)
     algo: Any = MISSING
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    curation: CurationConfig = field(default_factory=CurationConfig)
     dataset: str = "expert"
     data: str | None = None
     run: str | None = None

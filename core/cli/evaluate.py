@@ -129,7 +129,8 @@ def describe(command: Evaluate, uses: Collection[str], horizon: int = 0) -> str:
     plans = command.planning
     plans = replace(plans, horizon=0) if plans.horizon == horizon else plans
     planning = str(plans) if "planning" in uses else ""
-    return ", ".join(filter(None, (str(command.sampler), temperature, planning)))
+    selection = str(command.selection) if "selection" in uses else ""
+    return ", ".join(filter(None, (str(command.sampler), temperature, planning, selection)))
 
 
 def distinct(run: Run, commands: Sequence[Evaluate]) -> list[Evaluate]:
@@ -253,7 +254,7 @@ def packs(commands: Sequence[Evaluate]) -> Iterator[list[Evaluate]]:
     """
 
     def shared(command: Evaluate) -> str:
-        sampling = (command.sampler, command.planning, command.temperature)
+        sampling = (command.sampler, command.planning, command.selection, command.temperature)
         return repr((*sampling, command.shift, command.parallel, command.device, command.threads))
 
     for _, group in groupby(sorted(commands, key=lambda one: (shared(one), _episodes(one))), key=shared):

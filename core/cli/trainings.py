@@ -7,7 +7,7 @@ import re
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -16,7 +16,7 @@ import marl
 from core.algorithm import Algorithm
 from core.checkpoints import read_metadata, settle
 from core.cli.commands import Train, data_root
-from core.data import Dataset, read_dataset, read_provenance
+from core.data import Dataset, Trajectories, read_dataset, read_provenance
 from core.device import device_of
 from core.environments import TeamSpec
 from core.errors import UserError
@@ -82,6 +82,7 @@ def train_together(
     config = next(iter(config_of.values()))
     device_of(config.trainer.device)
     dataset = load_dataset(config)
+    trajectories = curated(config, dataset)
     completed = marl.ALGORITHMS[config.algo.name].completed(config.algo)
     build(completed, dataset.spec)  # before any folder is made
     unfinished: list[Path] = []
@@ -99,7 +100,7 @@ def train_together(
             group = waiting.pop(0)
             try:
                 members = {folder: config_of[folder] for folder in group}
-                complete = _train_group(members, dataset, progress, stop, seconds)
+                complete = _train_group(members, dataset.spec, trajectories, progress, stop, seconds)
             except DivergenceError as error:
                 if len(group) > 1:  # the others go on without it
                     waiting = [[folder] for folder in group] + waiting
@@ -135,8 +136,25 @@ def steps_done(folder: Path) -> int:
     return int(read_metadata(path)["step"]) if path.exists() else 0
 
 
+def curated(config: Train, dataset: Dataset) -> Trajectories:
+    """What is learned from of a dataset.
+
+    Raises:
+        UserError: nothing is left of it.
+    """
+    try:
+        return config.curation.of(dataset.trajectories)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
 def _train_group(
-    config_of: Mapping[Path, Train], dataset: Dataset, progress: Progress, stop: Callable[[], bool], seconds: float
+    config_of: Mapping[Path, Train],
+    spec: TeamSpec,
+    trajectories: Trajectories,
+    progress: Progress,
+    stop: Callable[[], bool],
+    seconds: float,
 ) -> bool:
     """Train runs of one step as one stack, or one run; whether they are complete."""
     configs = list(config_of.values())
@@ -146,9 +164,9 @@ def _train_group(
     members = []
     for config in configs:
         torch.manual_seed(config.trainer.seed)
-        members.append(build(config.algo, dataset.spec).to(device))
+        members.append(build(config.algo, spec).to(device))
     for member in members:
-        batches = member.prepare(dataset.trajectories)
+        batches = member.prepare(trajectories)
     trainer = Trainer(
         members[0],
         batches,
@@ -192,21 +210,33 @@ def dataset_name(config: Train) -> str:
 
 
 def load_dataset(config: Train) -> Dataset:
-    """The training's dataset.
+    """The training's dataset: the task's own; or a single agent's that names no task, for an environment that is not
+    our own, if it is of the environment's id and spaces, or tells no id and is of its spaces.
 
     Raises:
         UserError: there is none, it is another task's, or it cannot be read.
     """
     root, named = data_root(config.data), dataset_name(config)
     provenance = read_provenance(named, root)
-    made_for = (provenance.task, provenance.rules)
-    if made_for != (config.task.name, config.task.rules):
-        is_of = f"of task {made_for[0]} under rules {made_for[1]}" if provenance.task else "of no known task"
-        raise UserError(
-            f"dataset {named} is {is_of}, not of {config.task.name} under {config.task.rules}: "
-            "choose another dataset or task"
-        )
+    made_for, environment_id = (provenance.task, provenance.rules), provenance.environment_id
+    alone = config.task.foreign and not provenance.task and len(provenance.agents) < 2
+    fits = alone and environment_id in ("", config.task.environment_id)
+    if not fits and made_for != (config.task.name, config.task.rules):
+        known = f"of environment {environment_id}" if environment_id else "of no known task"
+        is_of = f"of task {' under rules '.join(filter(None, made_for))}" if provenance.task else known
+        wanted = " under ".join(filter(None, (config.task.name, config.task.rules)))
+        raise UserError(f"dataset {named} is {is_of}, not of {wanted}: choose another dataset or task")
     dataset = read_dataset(named, root)
+    if fits:
+        with config.task.make() as environments:
+            spec = environments.spec
+        if dataset.spec != spec:
+            raise UserError(
+                f"dataset {named} is of {dataset.spec}, and {config.task.name} of {spec}: choose another dataset, task "
+                "or task.options"
+            )
+        # Tables tell datasets apart by it.
+        dataset = replace(dataset, provenance=replace(dataset.provenance, quality=provenance.quality or named))
     options = provenance.environment.get("options")  # of imported data nobody knows
     if config.task.foreign and options not in (None, config.task.options):
         raise UserError(
@@ -241,6 +271,7 @@ def chosen(config: Train) -> dict[str, object]:
         "task": asdict(config.task),
         "algo": asdict(config.algo),
         "trainer": asdict(config.trainer),
+        "curation": asdict(config.curation),
     }
 
 

@@ -4,17 +4,19 @@ import torch
 from torch import Tensor, nn
 
 from core.networks.embeddings import TimeEmbedding
+from core.networks.grouped import LinearFactory
 
 
 class _Block(nn.Module):
-    def __init__(self, width: int, expansion: int, dropout: float, layer_norm: bool):
+    def __init__(self, width: int, expansion: int, dropout: float, layer_norm: bool, linear: LinearFactory):
         super().__init__()
         self.layers = nn.Sequential(
             nn.Dropout(dropout) if dropout else nn.Identity(),
-            nn.LayerNorm(width) if layer_norm else nn.Identity(),
-            nn.Linear(width, expansion * width),
+            # Without a gain: the layer that follows has one.
+            nn.LayerNorm(width, elementwise_affine=False) if layer_norm else nn.Identity(),
+            linear(width, expansion * width),
             nn.SiLU(),
-            nn.Linear(expansion * width, width),
+            linear(expansion * width, width),
         )
 
     def forward(self, h: Tensor) -> Tensor:
@@ -29,7 +31,7 @@ class ResidualMLP(nn.Module):
         width: of the residual stream. blocks: how many. expansion: of the hidden layer in a block.
         condition_dim: entries of the condition vector, such as an observation's; 0 for none.
         time_width: of the time embedding.
-        dropout, layer_norm: at the head of each block.
+        dropout, layer_norm: at the head of each block. linear: makes each layer.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class ResidualMLP(nn.Module):
         time_width: int = 32,
         dropout: float = 0.0,
         layer_norm: bool = True,
+        linear: LinearFactory = nn.Linear,
     ):
         super().__init__()
         if min(features, width, blocks, expansion) < 1 or condition_dim < 0 or not 0 <= dropout < 1:
@@ -51,11 +54,11 @@ class ResidualMLP(nn.Module):
                 f"got {features}, {width}, {blocks}, {expansion} and {dropout}"
             )
         self.time = TimeEmbedding(time_width)
-        self.inputs = nn.Linear(features, width)
+        self.inputs = linear(features, width)
         self.embed = nn.Linear(time_width, width)
-        self.condition = nn.Linear(condition_dim, width) if condition_dim else None
-        self.blocks = nn.Sequential(*[_Block(width, expansion, dropout, layer_norm) for _ in range(blocks)])
-        self.head = nn.Sequential(nn.SiLU(), nn.Linear(width, features))
+        self.condition = linear(condition_dim, width) if condition_dim else None
+        self.blocks = nn.Sequential(*[_Block(width, expansion, dropout, layer_norm, linear) for _ in range(blocks)])
+        self.head = nn.Sequential(nn.SiLU(), linear(width, features))
 
     def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
         """x [B, ..., D], t [B] in [0, 1], cond [B, ..., condition_dim] (NaN: none) or None -> [B, ..., D]."""

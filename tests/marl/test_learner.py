@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from core.data import Trajectories
+from core.data import Transitions
 from core.environments import Environments, Observed, Stepped, TeamSpec
 from core.errors import UserError
 from core.rollout import Context, rollout
@@ -13,7 +13,7 @@ from marl.hunted import Hunted, as_prey, learn_prey
 from marl.learner import MATD3, learn
 from marl.learner_config import LearnerConfig
 from marl.particles import Particles, learned_path, load_prey
-from marl.replay import Replay, Transitions
+from marl.replay import Replay
 
 PAIR = TeamSpec(2, 1, 1)
 TINY = {"hidden": 8, "warmup": 10, "parallel": 10, "updates": 3, "episodes": 30, "batch_size": 16, "window": 10}
@@ -23,46 +23,17 @@ def random(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def linear(*weights):
-    layer = nn.Linear(len(weights), 1, bias=False)
-    layer.weight.data = torch.tensor([weights])
-    return layer
+class Twice(nn.Module):
+    """Q1 = o + 2 a and Q2 = 3 o, of [..., 2, 2] -> [..., 2, 1]."""
 
-
-def two_episodes():
-    """Three steps, terminated, with rewards 1, 2, 4; two steps, cut off, with rewards 8, 16. Row k sees k."""
-    rewards = torch.tensor([1.0, 2.0, 4.0, 0.0, 8.0, 16.0, 0.0])[:, None]
-    return Trajectories(
-        torch.arange(7.0).reshape(7, 1, 1),
-        torch.zeros(7, 1, 1),
-        rewards,
-        torch.zeros_like(rewards),
-        torch.tensor([0, 4, 7]),
-        torch.tensor([True, False]),
-    )
-
-
-@pytest.mark.parametrize(
-    ("lookahead", "rewards", "following", "discount"),
-    [
-        (1, [1, 2, 4, 8, 16], [1, 2, 3, 5, 6], [0.5, 0.5, 0, 0.5, 0.5]),
-        (2, [2, 4, 4, 16, 16], [2, 3, 3, 6, 6], [0.25, 0, 0, 0.25, 0.5]),
-        (3, [3, 4, 4, 16, 16], [3, 3, 3, 6, 6], [0, 0, 0, 0.25, 0.5]),
-    ],
-)
-def test_what_comes_of_a_step(lookahead, rewards, following, discount):
-    """Nothing is worth anything after a termination; what was cut off goes on from the last observation."""
-    steps = Transitions.of(two_episodes(), discount=0.5, lookahead=lookahead)
-    assert steps.observations.flatten().tolist() == [0, 1, 2, 4, 5]
-    assert steps.rewards.flatten().tolist() == rewards
-    assert steps.following.flatten().tolist() == following
-    assert steps.discount.tolist() == discount
+    def forward(self, pair):
+        return (pair * torch.tensor([[1.0, 2.0], [3.0, 0.0]])).sum(dim=-1, keepdim=True)
 
 
 def test_targets_by_hand():
     """r + discount min(Q1, Q2)(o', a'), with a' = 0 + clip(0.2 noise, -0.5, 0.5), Q1 = o + 2 a and Q2 = 3 o."""
     learner = MATD3(LearnerConfig(), PAIR)
-    learner.target_critics = nn.ModuleList([linear(1.0, 2.0), linear(3.0, 0.0)])
+    learner.critics.target = Twice()
     for parameter in learner.target_actor.parameters():
         parameter.data.zero_()
     learner.reward_scale.fill_(0.5)
@@ -71,8 +42,9 @@ def test_targets_by_hand():
         torch.zeros(2, 2, 1),
         torch.zeros(2, 2, 1),
         torch.tensor([[10.0, 20.0]] * 2),
+        torch.zeros(2, 2),
         following,
-        torch.tensor([0.9, 0.0]),
+        torch.tensor([[0.9], [0.0]]),
     )
     noise = torch.tensor([[[1.0], [10.0]]] * 2)  # a' = 0.2 and 0.5: Q1 = 2.4 and 0, Q2 = 6 and -3
     expected = torch.tensor([[5 + 0.9 * 2.4, 10 + 0.9 * -3.0], [5.0, 10.0]])
@@ -81,36 +53,12 @@ def test_targets_by_hand():
 
 def test_the_critics_loss_is_the_squared_error():
     learner = MATD3(LearnerConfig(smoothing=0.0), PAIR)
-    learner.critics = nn.ModuleList([linear(1.0, 2.0), linear(3.0, 0.0)])
+    learner.critics.q, learner.critics.target = Twice(), Twice()
     seen, acted = torch.tensor([[[1.0], [2.0]]]), torch.tensor([[[0.5], [-0.5]]])
-    batch = Transitions(seen, acted, torch.tensor([[1.0, 3.0]]), seen, torch.tensor([0.0]))
+    batch = Transitions(seen, acted, torch.tensor([[1.0, 3.0]]), torch.zeros(1, 2), seen, torch.zeros(1, 2))
     # Q1 = 2 and 1, Q2 = 3 and 6; rewards 1 and 3: (1 + 4) / 2 + (4 + 9) / 2
     loss = learner._critic_loss(batch, torch.Generator().manual_seed(0))["loss"]
     assert loss.item() == pytest.approx(2.5 + 6.5)
-
-
-def test_a_centralised_critic_sees_the_team_from_each_agent_on():
-    spec = TeamSpec(3, 4, 2)
-    learner = MATD3(LearnerConfig(critic="centralised", hidden=8), spec)
-    seen, acted, own = random(5, 3, 4), random(5, 3, 2, seed=1), random(5, 3, 2, seed=2)
-    values = learner.values(learner.critics, seen, acted)
-    replaced = learner.values(learner.critics, seen, acted, own)
-    for agent in range(3):
-        order = [(agent + k) % 3 for k in range(3)]
-        team = [torch.cat([seen[:, k], acted[:, k]], dim=1) for k in order]
-        mine = [torch.cat([seen[:, agent], own[:, agent]], dim=1), *team[1:]]
-        for critic, value, other in zip(learner.critics, values, replaced, strict=True):
-            assert torch.allclose(value[:, agent], critic(torch.cat(team, dim=1)).squeeze(1), atol=1e-6)
-            assert torch.allclose(other[:, agent], critic(torch.cat(mine, dim=1)).squeeze(1), atol=1e-6)
-
-
-def test_an_independent_critic_sees_one_agent():
-    learner = MATD3(LearnerConfig(hidden=8), TeamSpec(3, 4, 2))
-    seen, acted = random(5, 3, 4), random(5, 3, 2, seed=1)
-    values = learner.values(learner.critics, seen, acted)
-    for agent in range(3):
-        alone = learner.critics[1](torch.cat([seen[:, agent], acted[:, agent]], dim=1)).squeeze(1)
-        assert torch.allclose(values[1, :, agent], alone, atol=1e-6)
 
 
 def test_a_replay_keeps_the_latest():
@@ -118,16 +66,17 @@ def test_a_replay_keeps_the_latest():
 
     def steps(first, count):
         values = torch.arange(first, first + count).float()
-        return Transitions(*(values.reshape(-1, 1, 1),) * 2, values[:, None], values.reshape(-1, 1, 1), values)
+        wide, flat = values.reshape(-1, 1, 1), values[:, None]
+        return Transitions(wide, wide, flat, flat, wide, flat)
 
     replay.add(steps(0, 3))
     assert len(replay) == 3
     assert replay.gather(torch.tensor([2, 0])).rewards.flatten().tolist() == [2, 0]
     replay.add(steps(3, 4))
     assert len(replay) == 5
-    assert sorted(replay.gather(torch.arange(5)).discount.tolist()) == [2, 3, 4, 5, 6]
+    assert sorted(replay.gather(torch.arange(5)).discount.flatten().tolist()) == [2, 3, 4, 5, 6]
     replay.add(steps(7, 12))
-    assert sorted(replay.gather(torch.arange(5)).discount.tolist()) == [14, 15, 16, 17, 18]
+    assert sorted(replay.gather(torch.arange(5)).discount.flatten().tolist()) == [14, 15, 16, 17, 18]
 
 
 class Follow(Environments):
@@ -252,7 +201,7 @@ def test_target_networks_follow(tmp_path):
     done = learn(Particles("spread", "omar"), config, tmp_path).learner
     assert done.updates == 2
     for before, after, target in zip(
-        fresh.critics.parameters(), done.critics.parameters(), done.target_critics.parameters(), strict=True
+        fresh.critics.q.parameters(), done.critics.q.parameters(), done.critics.target.parameters(), strict=True
     ):
         assert torch.allclose(target, before + 0.25 * (after - before), atol=1e-6)
 
