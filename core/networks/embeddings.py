@@ -75,7 +75,7 @@ class PlanEmbedding(nn.Module):
         self.time = TimeEmbedding(width)
         self.condition = ConditionEmbedding(condition_dim, width) if condition_dim else None
         self.current = current
-        self.step = None if current is None else mlp(features, 2 * width, 2 * width)
+        self.now = None if current is None else mlp(features, 2 * width, 2 * width)
         self.width = width * (1 + (condition_dim > 0) + 2 * (current is not None))
 
     def forward(self, x: Tensor, t: Tensor, cond: Tensor | None) -> Tensor:
@@ -91,6 +91,6 @@ class PlanEmbedding(nn.Module):
             raise ValueError(f"the condition must be [B, A, {self.condition.dim}], got {list(cond.shape)}")
         else:
             parts.append(self.condition(cond).expand_as(times))
-        if self.step is not None:
-            parts.append(self.step(x[:, self.current]))
+        if self.now is not None:
+            parts.append(self.now(x[:, self.current]))
         return torch.cat(parts, dim=-1)

@@ -125,7 +125,7 @@ def test_an_embedded_step_is_known_at_every_other():
     change = (network(moved, t) - network(x, t)).abs().amax(dim=(0, 3))
     assert (change[:, 1] > 1e-6).all()
     assert change[:, [0, 2]].max() == 0  # each agent is told its own
-    network.embedding.step[-1].weight.data.zero_()
+    network.embedding.now[-1].weight.data.zero_()
     change = (network(moved, t) - network(x, t)).abs().amax(dim=(0, 3))
     assert change[0, 1] > 1e-6 and change[20:].max() == 0
 
