@@ -96,18 +96,14 @@ class ActorCritic(Algorithm):
         critics, config = self.critics, self.config.critic
         assert critics is not None
         found = {}
+        wanted = self.targets(batch, generator)
         if critics.v is not None:
             with torch.no_grad():
                 known = critics.values(batch.observations, batch.actions, target=True).amin(dim=0)
-                following = critics.state_values(batch.following)
             gap = known - critics.state_values(batch.observations)
             # |tau - 1(gap < 0)| gap^2 (IQL, eq. 5)
             side = torch.where(gap < 0, 1 - config.expectile, config.expectile)
             found["value"] = self.mean(side * gap**2, batch)
-        else:
-            proposed = self._drawn(batch.following, config.candidates, generator)
-            following = critics.backup(batch.following, self.executed(proposed, batch.following_legal))
-        wanted = batch.rewards + batch.discount * following
         values = critics.values(batch.observations, batch.actions)
         found["error"] = self.mean((values - wanted) ** 2, batch) * 2
         if config.conservative:
@@ -115,6 +111,18 @@ class ActorCritic(Algorithm):
         weights = {"value": 1.0, "error": 1.0, "gap": config.conservative}
         total = torch.stack([weights[name] * value for name, value in found.items()]).sum()
         return {"loss": total, "q": self.mean(values.detach(), batch), **found}
+
+    @torch.no_grad()
+    def targets(self, batch: Transitions, generator: torch.Generator) -> Tensor:
+        """What the critics learn of each step, [B, A]: its rewards, and what follows by the policy or by V."""
+        critics, config = self.critics, self.config.critic
+        assert critics is not None
+        if critics.v is not None:
+            following = critics.state_values(batch.following)
+        else:
+            proposed = self._drawn(batch.following, config.candidates, generator)
+            following = critics.backup(batch.following, self.executed(proposed, batch.following_legal))
+        return batch.rewards + batch.discount * following
 
     def _gap(self, batch: Transitions, generator: torch.Generator) -> Tensor:
         """The conservative penalty of each critic, [2, B, A]."""
@@ -140,6 +148,13 @@ class ActorCritic(Algorithm):
             return values.mean()
         there = batch.present.expand_as(values)
         return torch.where(there, values, 0.0).sum() / there.sum().clamp(min=1)
+
+    def agent_means(self, values: Tensor, batch: Transitions) -> Tensor:
+        """Each agent's mean [..., A] of values [..., B, A] over the steps that it takes part in."""
+        if batch.present is None:
+            return values.mean(dim=-2)
+        there = batch.present.expand_as(values)
+        return torch.where(there, values, 0.0).sum(dim=-2) / there.sum(dim=-2).clamp(min=1)
 
     def after_step(self) -> None:
         if self.critics is not None:

@@ -22,7 +22,7 @@ class CriticConfig:
         discount: of rewards. lookahead: steps whose rewards are summed before the critics judge the rest.
         polyak: step of the target networks towards the learned ones.
         conservative: weight of the conservative penalty (CQL, Kumar et al. 2020); 0 for none.
-        samples: uniform actions of that penalty, beside as many of the policy's.
+        samples: uniform actions of that penalty, beside the `candidates` of the policy.
         expectile: above 0, a value network learns this expectile of Q over the data, and Q from it alone (IQL,
             Kostrikov et al. 2022).
         candidates: actions of the policy for the backup. backup: their "mean", "max" or "softmax" of `sharpness` Q.

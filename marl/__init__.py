@@ -5,14 +5,18 @@ from marl.attention import AgentAttention
 from marl.behaviours import QUALITIES, Steering, scripted_team
 from marl.cloning import Cloning, CloningConfig
 from marl.collecting import REPLAY, collect_episodes
+from marl.cql import CQL, CQLConfig
 from marl.diffusion_policy import DiffusionPolicy
 from marl.diffusion_policy_config import DiffusionPolicyConfig
 from marl.distilled import Distilled, DistilledConfig
 from marl.environments import TASKS, References, TaskConfig, parallel_env
+from marl.icq import ICQ, ICQConfig
 from marl.inverse_dynamics import InverseConfig, InverseDynamics
 from marl.madiff import MADiff
 from marl.madiff_config import MADiffConfig
+from marl.omar import OMAR, OMARConfig
 from marl.planning import MADiffPolicy, Plan
+from marl.td3_bc import TD3BC, TD3BCConfig
 
 #: Algorithms by the `name` of their configuration.
 ALGORITHMS: dict[str, type[Algorithm]] = {
@@ -20,28 +24,40 @@ ALGORITHMS: dict[str, type[Algorithm]] = {
     "distilled": Distilled,
     "cloning": Cloning,
     "diffusion_policy": DiffusionPolicy,
+    "td3_bc": TD3BC,
+    "cql": CQL,
+    "icq": ICQ,
+    "omar": OMAR,
 }
 
 __all__ = [
     "ALGORITHMS",
+    "CQL",
+    "ICQ",
+    "OMAR",
     "QUALITIES",
     "REPLAY",
     "TASKS",
+    "TD3BC",
     "AgentAttention",
+    "CQLConfig",
     "Cloning",
     "CloningConfig",
     "DiffusionPolicy",
     "DiffusionPolicyConfig",
     "Distilled",
     "DistilledConfig",
+    "ICQConfig",
     "InverseConfig",
     "InverseDynamics",
     "MADiff",
     "MADiffConfig",
     "MADiffPolicy",
+    "OMARConfig",
     "Plan",
     "References",
     "Steering",
+    "TD3BCConfig",
     "TaskConfig",
     "collect_episodes",
     "parallel_env",

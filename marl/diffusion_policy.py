@@ -101,9 +101,8 @@ class DiffusionPolicy(ActorCritic):
         values = self.critics.own_values(batch.observations, batch.actions, own)
         # One critic's values, divided by the size of the other's: by chance which (Wang et al. 2023).
         coin = torch.rand((), generator=generator, device=estimate.device) < 0.5
-        means = torch.stack([self.mean(value, batch) for value in values])
-        sizes = torch.stack([self.mean(value.detach().abs(), batch) for value in values])
-        value = torch.where(coin, means[0] / sizes[1].clamp(min=1e-6), means[1] / sizes[0].clamp(min=1e-6))
+        means, sizes = self.agent_means(values, batch), self.agent_means(values.detach().abs(), batch).clamp(min=1e-6)
+        value = torch.where(coin, means[0] / sizes[1], means[1] / sizes[0]).mean()
         weight = 1.0 if self.log_weight is None else self.log_weight.detach().exp()
         loss = weight * cloning - config.eta * self.heeding * value
         return {"loss": loss, "cloning": cloning, "value": value}

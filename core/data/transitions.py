@@ -20,6 +20,10 @@ class Transitions:
             where the episode was only cut off by its time limit.
         legal, following_legal: [N, A, U] bool, the legal choices before and then. present: [N, A] bool, who takes part.
             None where nothing restricts them.
+        following_actions: [N, A, U] what they did then; it counts where `followed` says so alone.
+        followed: [N, A] bool, whether the data tell what an agent did then. They do not where nothing is worth anything
+            any more, and where the episode was cut off: its last row has no action, though what it sees is worth
+            something. None where nobody has looked.
     """
 
     observations: Tensor
@@ -31,6 +35,8 @@ class Transitions:
     legal: Tensor | None = None
     following_legal: Tensor | None = None
     present: Tensor | None = None
+    following_actions: Tensor | None = None
+    followed: Tensor | None = None
 
     @staticmethod
     def of(trajectories: Trajectories, discount: float, lookahead: int = 1) -> "Transitions":
@@ -39,6 +45,7 @@ class Transitions:
         last = trajectories.last[rows]
         end = torch.minimum(rows + lookahead, last)
         over = ((end == last) & trajectories.terminated[trajectories.episode[rows]])[:, None]
+        over = over.expand(-1, trajectories.agents)
         present, legal = trajectories.present, trajectories.legal
         if present is not None:
             over = over | ~present[end]
@@ -59,6 +66,8 @@ class Transitions:
             legal_at[0],
             legal_at[1],
             None if present is None else present[rows],
+            trajectories.actions[end],
+            ~over & (end < last)[:, None],
         )
 
     def __len__(self) -> int:

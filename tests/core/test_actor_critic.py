@@ -122,6 +122,17 @@ def test_the_critics_loss_by_hand():
     assert loss["loss"].item() == pytest.approx(expected.item(), rel=1e-5)
 
 
+def test_targets_by_v_draw_nothing():
+    """y = r + discount V(o'), as Q would be beyond the data (IQL, equation 6)."""
+    algorithm, items = fixed(critic=CriticConfig(hidden=8, expectile=0.7)), batch()
+    algorithm.critics.state_values = lambda seen: 3 * seen[..., 0]
+    generator = torch.Generator().manual_seed(4)
+    before = generator.get_state()
+    expected = items.rewards + 0.5 * 3 * items.following[..., 0]
+    assert torch.allclose(algorithm.targets(items, generator), expected, atol=1e-6)
+    assert torch.equal(generator.get_state(), before)
+
+
 def test_those_who_take_no_part_teach_nothing():
     present = torch.tensor([[True, True], [True, False]])
     items = batch(2, present=present)

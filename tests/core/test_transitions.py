@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -57,3 +59,29 @@ def test_costs_are_summed_as_rewards_are_and_masks_come_along():
     assert steps.discount.flatten().tolist() == [0.5, 0.5, 0, 0, 0]
     chosen = steps.gather(torch.tensor([3, 0]))
     assert chosen.rewards.flatten().tolist() == [8, 1] and chosen.legal.shape == (2, 1, 2) and len(chosen) == 2
+
+
+@pytest.mark.parametrize(
+    ("lookahead", "actions", "followed"),
+    [
+        (1, [1, 2, 0, 5, 0], [True, True, False, True, False]),
+        (2, [2, 0, 0, 0, 0], [True, False, False, False, False]),
+    ],
+)
+def test_what_was_done_then(lookahead, actions, followed):
+    """Last rows have no action, whether they end or cut off the episode."""
+    data = two_episodes()
+    rows = torch.arange(7.0).reshape(7, 1, 1)
+    rows[[3, 6]] = 0
+    steps = Transitions.of(replace(data, actions=rows), discount=0.5, lookahead=lookahead)
+    assert steps.following_actions.flatten().tolist() == actions
+    assert steps.followed.flatten().tolist() == followed
+
+
+def test_nobody_follows_who_has_left():
+    present = torch.ones(7, 2, dtype=torch.bool)
+    present[2:4, 1] = False
+    pair = {name: getattr(two_episodes(), name).expand(7, 2, 1) for name in ("observations", "actions")}
+    pair |= {name: getattr(two_episodes(), name).expand(7, 2) for name in ("rewards", "costs")}
+    steps = Transitions.of(replace(two_episodes(), **pair, present=present), discount=0.5)
+    assert steps.followed.tolist() == [[True, True], [True, False], [False, False], [True, True], [False, False]]
