@@ -16,6 +16,7 @@ from marl.madiff import MADiff
 from marl.madiff_config import MADiffConfig
 from marl.omar import OMAR, OMARConfig
 from marl.planning import MADiffPolicy, Plan
+from marl.srpo import SRPO, SRPOConfig
 from marl.td3_bc import TD3BC, TD3BCConfig
 
 #: Algorithms by the `name` of their configuration.
@@ -24,6 +25,7 @@ ALGORITHMS: dict[str, type[Algorithm]] = {
     "distilled": Distilled,
     "cloning": Cloning,
     "diffusion_policy": DiffusionPolicy,
+    "srpo": SRPO,
     "td3_bc": TD3BC,
     "cql": CQL,
     "icq": ICQ,
@@ -37,6 +39,8 @@ __all__ = [
     "OMAR",
     "QUALITIES",
     "REPLAY",
+    "SRPO",
+    "SRPOConfig",
     "TASKS",
     "TD3BC",
     "AgentAttention",

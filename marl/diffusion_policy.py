@@ -13,6 +13,7 @@ from core.data import Transitions
 from core.denoiser import NetworkDenoiser, wrap
 from core.edits import Box
 from core.environments import TeamSpec
+from core.guidance import Energy
 from core.losses import diffusion_loss
 from core.networks import ConcatMLP, LinearUNet, ResidualMLP, linear_of
 from core.samplers import Consistency, Sampler
@@ -42,20 +43,31 @@ class DiffusionPolicy(ActorCritic):
         self.register_buffer("updates", torch.zeros(()))
         self.heeding: Tensor
         self.updates: Tensor
+        self.energy: nn.Module | None = None
+        if config.improvement == "energy":
+            linear = linear_of(0 if config.shared else spec.agents)
+            self.energy = ConcatMLP(
+                spec.action_dim,
+                condition_dim=spec.observation_dim,
+                hidden=config.hidden,
+                layers=config.layers,
+                activation=config.activation,
+                outputs=1,
+                linear=linear,
+            )
         self.log_weight = nn.Parameter(torch.zeros(())) if config.divergence else None
         self.sampler: Sampler = config.sampler.build() if config.consistency == "none" else Consistency(1)
         self.box = [Box(-1.0, 1.0)]
 
     @staticmethod
     def uses(config: DiffusionPolicyConfig) -> frozenset[str]:
-        return frozenset({"sampler", "selection"})
+        return frozenset({"sampler", "selection", *(["scale"] if config.improvement == "energy" else [])})
 
     def propose(self, observations: Tensor, noise: Tensor, acting: Acting | None = None) -> Tensor:
-        sampler, temperature = self.sampler, 1.0
-        if acting is not None:
-            temperature = acting.temperature
-            sampler = acting.sampler.build()
-        return self._draw(self.target, observations, noise, sampler, temperature)
+        if acting is None:
+            return self._draw(self.target, observations, noise)
+        scale = acting.guidance.scale if self.energy is not None else 0.0
+        return self._draw(self.target, observations, noise, acting.sampler.build(), acting.temperature, scale)
 
     def _draw(
         self,
@@ -64,15 +76,17 @@ class DiffusionPolicy(ActorCritic):
         noise: Tensor,
         sampler: Sampler | None = None,
         temperature: float = 1.0,
+        scale: float = 0.0,
         grad: bool = False,
     ) -> Tensor:
         """Actions [B, n, A, U] of observations [B, A, O] and noise [B, n, A, U], as `propose` gives them."""
-        seen = observations[:, None].expand(*noise.shape[:3], -1)
+        seen = observations[:, None].expand(*noise.shape[:3], -1).flatten(0, 1)
+        guided = Energy(actor, lambda x, t: -self._preference(x, t, seen), scale, on="noisy") if scale else actor
         x = sample(
-            actor,
+            guided,
             noise.flatten(0, 1),
             sampler or self.sampler,
-            cond=seen.flatten(0, 1),
+            cond=seen,
             edits=self.box,
             temperature=temperature,
             grad=grad,
@@ -81,6 +95,8 @@ class DiffusionPolicy(ActorCritic):
 
     def actor_phases(self) -> Sequence[Phase]:
         phases = [Phase("policy", list(self.actor.parameters()), self._loss, every=self.config.every)]
+        if self.energy is not None:
+            phases.append(Phase("energy", list(self.energy.parameters()), self._energy_loss, every=self.config.every))
         if self.log_weight is not None:
             phases.append(Phase("weight", [self.log_weight], self._weight_loss, every=self.config.every))
         return phases
@@ -88,7 +104,7 @@ class DiffusionPolicy(ActorCritic):
     def _loss(self, batch: Transitions, generator: torch.Generator) -> dict[str, Tensor]:
         cloning, estimate = self._cloning(batch, generator)
         config = self.config
-        if config.improvement == "none":
+        if config.improvement in ("none", "energy"):
             return {"loss": cloning, "cloning": cloning}
         assert self.critics is not None
         if config.improvement == "chain":
@@ -142,6 +158,31 @@ class DiffusionPolicy(ActorCritic):
         noise = torch.randn(x0.shape, generator=generator, device=x0.device)
         error = self.actor(self.actor.schedule.diffuse(x0, noise, t), t, batch.observations) - x0
         return self.mean((error**2).mean(dim=-1), batch), x0
+
+    def _preference(self, x: Tensor, t: Tensor, observations: Tensor) -> Tensor:
+        """How much noisier actions [B, A, U] at a time are preferred, the sum over agents [B]."""
+        assert self.energy is not None
+        return self.energy(x, t.to(x).expand(len(x)), observations).sum(dim=(1, 2))
+
+    def _energy_loss(self, batch: Transitions, generator: torch.Generator) -> dict[str, Tensor]:
+        """Contrastive energy prediction (Lu et al. 2023, eq. 12): among noisy actions of the policy at one time, the
+        energy tells which are of the higher value; -sum softmax(eta Q(a)) log softmax(f(a_t)) over the actions."""
+        assert self.energy is not None and self.critics is not None
+        shape = (len(batch), self.config.contrast, *batch.actions.shape[1:])
+        device = batch.actions.device
+        with torch.no_grad():
+            actions = self._draw(
+                self.target, batch.observations, torch.randn(shape, generator=generator, device=device)
+            )
+            seen, told = (one[:, None].expand(*shape[:3], -1) for one in (batch.observations, batch.actions))
+            values = self.critics.own_values(seen, told, self.executed(actions, batch.legal)).amin(dim=0)
+            wanted = (self.config.eta * values).softmax(dim=1)
+        t = torch.rand(len(batch), generator=generator, device=device)
+        x0 = 2 * actions - 1 if self.spec.discrete else actions
+        x = self.actor.schedule.diffuse(x0, torch.randn(shape, generator=generator, device=device), t)
+        times = t[:, None].expand(shape[:2]).flatten()
+        said = self.energy(x.flatten(0, 1), times, seen.flatten(0, 1)).reshape(shape[:3])
+        return {"loss": self.mean(-(wanted * said.log_softmax(dim=1)).sum(dim=1), batch)}
 
     def _weight_loss(self, batch: Transitions, generator: torch.Generator) -> dict[str, Tensor]:
         """Dual ascent: the weight of cloning grows while its loss exceeds the allowed one (DiffCPS, eq. 12)."""

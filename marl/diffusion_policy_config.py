@@ -11,7 +11,7 @@ from core.samplers import SamplerConfig
 from core.schedules import schedule_of
 
 NETWORKS = ("unet", "mlp", "residual")
-IMPROVEMENTS = ("none", "chain", "estimate")
+IMPROVEMENTS = ("none", "chain", "estimate", "energy")
 CONSISTENCY = ("none", "reconstruction", "training")
 
 
@@ -26,8 +26,10 @@ class DiffusionPolicyConfig:
         prediction, schedule, weighting: of the diffusion, as in `marl.MADiffConfig`.
         sampler: that the policy is drawn with in training, and best with afterwards.
         improvement: how the policy heeds its critics: "chain", through all of the sampler's steps (Diffusion-QL, DOM2);
-            "estimate", through the clean estimate of a noisy action of the data (EDP); or "none", by selection alone.
-        eta: weight of the values, divided by their own mean size.
+            "estimate", through the clean estimate of a noisy action of the data (EDP); "energy", by an energy of noisy
+            actions that guides an evaluation's sampling with `guidance.scale` (CEP); or "none", by selection alone.
+        eta: weight of the values, divided by their own mean size; of an energy, their inverse temperature.
+        contrast: actions of the policy that an energy is learned from.
         consistency: "reconstruction" and "training" make a consistency model of the network (CPQL), which is compared
             with the data's action, or with its slowly moving self one of `levels` below.
         divergence: above 0, the cloning loss that the weight of cloning is adapted to keep (DiffCPS).
@@ -49,6 +51,7 @@ class DiffusionPolicyConfig:
     sampler: SamplerConfig = field(default_factory=lambda: SamplerConfig("ddim", 5))
     improvement: str = "chain"
     eta: float = 1.0
+    contrast: int = 8
     consistency: str = "none"
     levels: int = 18
     divergence: float = 0.0
@@ -72,7 +75,7 @@ class DiffusionPolicyConfig:
         ):
             if getattr(self, name) not in choices:
                 raise ValueError(f"unknown algo.{name} {getattr(self, name)!r}: choose one of {', '.join(choices)}")
-        for name in ("hidden", "layers", "every", "levels"):
+        for name in ("hidden", "layers", "every", "levels", "contrast"):
             if getattr(self, name) < 1:
                 raise ValueError(f"algo.{name} must be at least 1, got {getattr(self, name)}")
         try:
@@ -95,5 +98,5 @@ class DiffusionPolicyConfig:
             )
         if not self.selection.candidates:
             raise ValueError("algo.selection.candidates must be at least 1")
-        if self.consistency != "none" and self.improvement == "estimate":
-            raise ValueError("a consistency model's one step is its chain: set algo.improvement=chain")
+        if self.consistency != "none" and self.improvement not in ("none", "chain"):
+            raise ValueError("a consistency model's one step is its chain: set algo.improvement=chain or none")

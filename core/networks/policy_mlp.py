@@ -17,6 +17,7 @@ class ConcatMLP(nn.Module):
         features: entries D of a sample, such as an action's. condition_dim: of the condition, such as an observation's.
         hidden, layers: of the MLP. time_width: of the time embedding.
         activation: of the MLP; Mish as published is several times dearer than SiLU on a CPU.
+        outputs: entries that it says, 0 for a sample's.
         linear: makes each layer.
     """
 
@@ -29,12 +30,13 @@ class ConcatMLP(nn.Module):
         layers: int = 3,
         time_width: int = 16,
         activation: str = "mish",
+        outputs: int = 0,
         linear: LinearFactory = nn.Linear,
     ):
         super().__init__()
         self.time = TimeEmbedding(time_width)
         inputs = features + time_width + condition_dim
-        self.net = mlp(inputs, features, hidden, layers, activation=activation, linear=linear)
+        self.net = mlp(inputs, outputs or features, hidden, layers, activation=activation, linear=linear)
 
     def forward(self, x: Tensor, t: Tensor, cond: Tensor) -> Tensor:
         """x [B, ..., D], t [B] in [0, 1], cond [B, ..., condition_dim] -> [B, ..., D]."""

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from core.algorithm import Acting, SelectionConfig
+from core.algorithm import Acting, GuidanceConfig, SelectionConfig
 from core.critics import CriticConfig
 from core.data import Transitions
 from core.environments import TeamSpec
@@ -18,7 +18,7 @@ from core.rollout import Context, rollout
 from core.samplers import SamplerConfig
 from core.stacking import Stack
 from core.training import Trainer, TrainerConfig
-from marl import DiffusionPolicy, DiffusionPolicyConfig, TaskConfig, scripted_team
+from marl import SRPO, DiffusionPolicy, DiffusionPolicyConfig, SRPOConfig, TaskConfig, scripted_team
 
 ROOT = Path(__file__).parents[2]
 SPEC = TeamSpec(2, 3, 2)
@@ -159,6 +159,7 @@ def test_absent_agents_teach_nothing():
         {"consistency": "training"},
         {"consistency": "reconstruction", "divergence": 0.1},
         {"divergence": 0.1, "every": 2, "warmup": 2, "network": "unet"},
+        {"improvement": "energy", "contrast": 2, "critic": CriticConfig(hidden=8, candidates=2, backup="softmax")},
     ],
     ids=str,
 )
@@ -215,6 +216,65 @@ def test_the_weight_of_cloning_rises_while_its_loss_is_too_high():
     assert said["loss"].item() == pytest.approx(expected.item(), rel=1e-5)
 
 
+def test_the_energy_s_loss_by_hand():
+    """-sum softmax(eta min Q(a_m)) log softmax(f(a_m,t)) over the actions, averaged over steps and agents."""
+    algorithm = policy(improvement="energy", eta=2.0, contrast=3)
+    algorithm.critics.q = Values()
+    items = batch()
+    found = algorithm._energy_loss(items, torch.Generator().manual_seed(7))["loss"]
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        actions = algorithm._draw(algorithm.target, items.observations, torch.randn(6, 3, 2, 2, generator=generator))
+        t = torch.rand(6, generator=generator)
+        noise = torch.randn(6, 3, 2, 2, generator=generator)
+        total = 0.0
+        for b in range(6):
+            alpha, sigma = (float(f(t[b])) for f in (algorithm.actor.schedule.alpha, algorithm.actor.schedule.sigma))
+            x = alpha * actions[b] + sigma * noise[b]
+            said = algorithm.energy(x, t[b].expand(3), items.observations[b].expand(3, -1, -1))[..., 0]
+            for agent in range(2):
+                values = torch.minimum(3 + actions[b, :, agent, 0], 1 - actions[b, :, agent, 1])
+                total -= (torch.softmax(2 * values, 0) * torch.log_softmax(said[:, agent], 0)).sum().item() / 12
+    assert found.item() == pytest.approx(total, rel=1e-4)
+
+
+def test_an_evaluation_is_guided_as_strongly_as_it_says():
+    """The estimate moves by scale sigma^2 / alpha times the gradient of the preference."""
+    algorithm = policy(improvement="energy", prediction="x0")
+    seen, noise = random(5, 2, 3), random(5, 1, 2, 2, seed=1)
+    draws = [
+        algorithm.propose(seen, noise, Acting(SamplerConfig("ddim", 4), GuidanceConfig(scale))) for scale in (0.0, 1.0)
+    ]
+    assert torch.equal(draws[0], algorithm._draw(algorithm.target, seen, noise, SamplerConfig("ddim", 4).build()))
+    assert (draws[1] - draws[0]).abs().max() > 1e-3
+    assert "scale" in DiffusionPolicy.uses(algorithm.config)
+    assert "scale" not in DiffusionPolicy.uses(DiffusionPolicyConfig())
+
+
+def test_srpo_s_slope_on_gaussian_data():
+    """Of data N(0, s^2), eps(x) = sigma x / (alpha^2 s^2 + sigma^2): the mean slope at a is the integral over t of
+    alpha sigma^3 a / (alpha^2 s^2 + sigma^2)."""
+    std = 0.5
+    algorithm = SRPO(SRPOConfig(hidden=8), TeamSpec(1, 3, 2))
+    schedule = algorithm.behaviour.schedule
+
+    def exact(x, t, cond):
+        alpha, sigma = schedule.alpha(t)[:, None, None], schedule.sigma(t)[:, None, None]
+        return (alpha * std**2 / (alpha**2 * std**2 + sigma**2) * x.double()).to(x)
+
+    algorithm.behaviour.forward = exact
+    count = 200_000
+    actions = torch.tensor([0.3, -0.6]).expand(count, 1, 2)
+    slopes = algorithm.score_gap(torch.zeros(count, 1, 3), actions, torch.Generator().manual_seed(0))
+    t = torch.linspace(0.02, 0.98, 20_001, dtype=torch.float64)
+    alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+    weight = (alpha * sigma**3 / (alpha**2 * std**2 + sigma**2)).mean().item()
+    error = slopes.std(dim=0) / count**0.5
+    assert (slopes.mean(dim=0) - weight * actions[0]).abs().max() < 4 * error.max()
+    with pytest.raises(ValueError, match="SRPO needs actions that noise can be added to"):
+        SRPO(SRPOConfig(), TeamSpec(1, 3, 2, discrete=True))
+
+
 def test_a_consistency_policy_acts_in_one_call():
     algorithm = policy(consistency="training")
     calls = []
@@ -237,14 +297,14 @@ def test_the_slow_policy_acts():
     ("settings", "message"),
     [
         ({"network": "cnn"}, "unknown algo.network 'cnn': choose one of unet, mlp, residual"),
-        ({"improvement": "all"}, "unknown algo.improvement 'all': choose one of none, chain, estimate"),
+        ({"improvement": "all"}, "unknown algo.improvement 'all': choose one of none, chain, estimate, energy"),
         ({"hidden": 0}, "algo.hidden must be at least 1, got 0"),
         ({"schedule": "steep"}, "algo.schedule: unknown schedule 'steep'"),
         ({"eta": -1.0}, "must be at least 0, got -1.0"),
         ({"polyak": 0.0}, "algo.dropout and algo.polyak lie in"),
         ({"critic": None}, "algo.critic=null clones alone: set algo.improvement=none"),
         ({"selection": SelectionConfig(0)}, r"algo.selection.candidates must be at least 1"),
-        ({"consistency": "training", "improvement": "estimate"}, "set algo.improvement=chain"),
+        ({"consistency": "training", "improvement": "estimate"}, "set algo.improvement=chain or none"),
         ({"name": "dom2"}, "algo.name is diffusion_policy here, got 'dom2'"),
     ],
 )
