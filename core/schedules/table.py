@@ -22,7 +22,7 @@ class VPTable(Schedule):
         if not self.betas or not all(0 < beta < 1 for beta in self.betas):
             raise ValueError("VPTable needs at least one beta, all of them inside (0, 1)")
         object.__setattr__(self, "steps", len(self.betas))
-        decay = torch.log1p(-torch.tensor(self.betas, dtype=torch.float64)).cumsum(0) / 2
+        decay = torch.log1p(-torch.tensor(self.betas, dtype=torch.float64, device="cpu")).cumsum(0) / 2
         object.__setattr__(self, "_tables", {"cpu": torch.cat([decay.new_zeros(1), decay])})
 
     def __repr__(self) -> str:
@@ -33,13 +33,13 @@ class VPTable(Schedule):
         """Ho et al. 2020. With the default betas alpha(1) is 0.006 at T = 1000, but 0.36 at 200 and 0.78 at 50: a
         shorter table needs larger ones."""
         _check_steps(steps)
-        return cls(tuple(torch.linspace(beta_start, beta_end, steps, dtype=torch.float64).tolist()))
+        return cls(tuple(torch.linspace(beta_start, beta_end, steps, dtype=torch.float64, device="cpu").tolist()))
 
     @classmethod
     def cosine(cls, steps: int = 1000, s: float = 0.008, max_beta: float = 0.999) -> "VPTable":
         """Nichol and Dhariwal 2021, eq. 17, with their clipped betas."""
         _check_steps(steps)
-        angle = (torch.arange(steps + 1, dtype=torch.float64) / steps + s) / (1 + s) * (math.pi / 2)
+        angle = (torch.arange(steps + 1, dtype=torch.float64, device="cpu") / steps + s) / (1 + s) * (math.pi / 2)
         bars = torch.cos(angle) ** 2
         return cls(tuple((1 - bars[1:] / bars[:-1]).clamp(max=max_beta).tolist()))
 
@@ -48,14 +48,14 @@ class VPTable(Schedule):
         """Betas rising as a sigmoid over [-6, 6] (Xu et al. 2022, GeoDiff), which is another schedule than `VPSigmoid`;
         like `linear`, its default betas are for T = 1000."""
         _check_steps(steps)
-        rise = torch.sigmoid(torch.linspace(-6, 6, steps, dtype=torch.float64))
+        rise = torch.sigmoid(torch.linspace(-6, 6, steps, dtype=torch.float64, device="cpu"))
         return cls(tuple((beta_start + (beta_end - beta_start) * rise).tolist()))
 
     @classmethod
     def vp(cls, steps: int = 5, beta_min: float = 0.1, beta_max: float = 10.0) -> "VPTable":
         """Few steps of the continuous linear schedule (Xiao et al. 2022), as in Diffusion-QL."""
         _check_steps(steps)
-        k = torch.arange(1, steps + 1, dtype=torch.float64)
+        k = torch.arange(1, steps + 1, dtype=torch.float64, device="cpu")
         exponent = beta_min / steps + 0.5 * (beta_max - beta_min) * (2 * k - 1) / steps**2
         return cls(tuple((-torch.expm1(-exponent)).tolist()))
 
