@@ -13,6 +13,7 @@ from core.algorithm import Acting, Algorithm, GuidanceConfig, Phase, SelectionCo
 from core.critics import Critics
 from core.data import Affine, Trajectories, Transitions
 from core.environments import TeamSpec
+from core.errors import UserError
 from core.noise import normal
 from core.rollout import Context, Reactive, policy_keys
 
@@ -194,7 +195,7 @@ class ActorCriticPolicy(Reactive):
         self.acting = acting
         self.selection = acting.selection.completed(algorithm.config.selection)
         if self.selection.candidates > 1 and algorithm.critics is None:
-            raise ValueError("selection.candidates above 1 needs critics to choose by, and this run has none")
+            raise UserError("selection.candidates above 1 needs critics to choose by, and this run has none")
 
     def reset(self, seeds: Sequence[int]) -> None:
         self.keys = policy_keys(seeds)

@@ -14,7 +14,7 @@ VIEWS = ("independent", "centralised")
 
 @dataclass
 class CriticConfig:
-    """Twin critics Q(o, a).
+    """Twin critics Q(o, a). The defaults are ours, for tasks of some 25 steps with a reward at each.
 
     Attributes:
         view: "independent" judges an agent by what it sees and does, "centralised" by what all do (CTDE).
@@ -29,10 +29,10 @@ class CriticConfig:
     """
 
     view: str = "independent"
-    hidden: int = 128
+    hidden: int = 256
     layers: int = 2
-    shared: bool = False
-    discount: float = 0.95
+    shared: bool = True
+    discount: float = 0.85
     lookahead: int = 1
     polyak: float = 0.01
     conservative: float = 0.0

@@ -21,7 +21,7 @@ class CQLConfig(DeterministicConfig):
 
     name: str = "cql"
     restraint: float = 1e-3
-    critic: CriticConfig = field(default_factory=lambda: CriticConfig(shared=True, discount=0.85, conservative=0.1))
+    critic: CriticConfig = field(default_factory=lambda: CriticConfig(conservative=0.1))
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -33,14 +33,14 @@ class DeterministicConfig:
     """
 
     name: str = ""
-    hidden: int = 128
+    hidden: int = 256
     layers: int = 2
     shared: bool = True
     every: int = 2
     polyak: float = 0.01
     smoothing: float = 0.2
     smoothing_clip: float = 0.5
-    critic: CriticConfig = field(default_factory=lambda: CriticConfig(shared=True, discount=0.85))
+    critic: CriticConfig = field(default_factory=CriticConfig)
     selection: SelectionConfig = field(default_factory=lambda: SelectionConfig(1))
 
     def __post_init__(self) -> None:

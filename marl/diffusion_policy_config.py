@@ -40,17 +40,17 @@ class DiffusionPolicyConfig:
 
     name: str = "diffusion_policy"
     network: str = "mlp"
-    hidden: int = 128
-    layers: int = 3
+    hidden: int = 256
+    layers: int = 2
     activation: str = "silu"
-    shared: bool = False
+    shared: bool = True
     dropout: float = 0.0
-    prediction: str = "noise"
+    prediction: str = "x0"
     schedule: str = "linear"
     weighting: str = "simple"
-    sampler: SamplerConfig = field(default_factory=lambda: SamplerConfig("ddim", 5))
+    sampler: SamplerConfig = field(default_factory=lambda: SamplerConfig("ddim", 2))
     improvement: str = "chain"
-    eta: float = 1.0
+    eta: float = 0.3
     contrast: int = 8
     consistency: str = "none"
     levels: int = 18

@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 
 from core.cli import main
+from core.config import presets
 
 README = Path(__file__).parents[1] / "README.md"
 ENGINE = Path(__file__).parents[1] / "docs" / "engine.md"
 EXPERIMENTS = Path(__file__).parents[1] / "docs" / "experiments.md"
 ENVIRONMENTS = Path(__file__).parents[1] / "docs" / "environments.md"
+POLICIES = Path(__file__).parents[1] / "docs" / "policies.md"
 
 #: What makes a command short.
 SHORT = {
@@ -107,6 +109,18 @@ def test_environments_code_runs(elsewhere):
     exec(rendering, names)
     assert names["frame"].shape == (480, 480, 3)
     assert names["frame"].std() > 0
+
+
+def test_policies_commands_run(elsewhere):
+    run_short([shlex.split(line) for line in re.findall(r"^convoy +(.*)$", POLICIES.read_text(), re.MULTILINE)])
+
+
+def test_policies_names_every_preset_of_a_policy():
+    """The first column of its table, and no other name."""
+    table = POLICIES.read_text().split("| preset | what |")[1].split("\n\n")[0]
+    named = set(re.findall(r"`([a-z0-9_]+)`", " ".join(line.split("|")[1] for line in table.splitlines() if line)))
+    planners = {"madiff", "madiff_published", "madiff_distilled", "decision_diffuser"}
+    assert named == set(presets("algo")) - planners
 
 
 @pytest.mark.extra

@@ -16,7 +16,7 @@ import marl
 from core.algorithm import Algorithm
 from core.checkpoints import read_metadata, settle
 from core.cli.commands import Train, data_root
-from core.data import Dataset, Trajectories, read_dataset, read_provenance
+from core.data import CurationConfig, Dataset, Trajectories, read_dataset, read_provenance
 from core.device import device_of
 from core.environments import TeamSpec
 from core.errors import UserError
@@ -271,7 +271,7 @@ def chosen(config: Train) -> dict[str, object]:
         "task": asdict(config.task),
         "algo": asdict(config.algo),
         "trainer": asdict(config.trainer),
-        "curation": asdict(config.curation),
+        **({"curation": asdict(config.curation)} if config.curation != CurationConfig() else {}),
     }
 
 

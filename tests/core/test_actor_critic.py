@@ -11,6 +11,7 @@ from core.algorithm import Acting, Phase, SelectionConfig
 from core.critics import CriticConfig
 from core.data import Trajectories, Transitions
 from core.environments import TeamSpec
+from core.errors import UserError
 from core.rollout import Context
 from core.training import Trainer, TrainerConfig
 
@@ -19,7 +20,7 @@ PAIR = TeamSpec(2, 1, 1)
 
 @dataclass
 class FixedConfig:
-    critic: CriticConfig | None = field(default_factory=lambda: CriticConfig(hidden=32, discount=0.5))
+    critic: CriticConfig | None = field(default_factory=lambda: CriticConfig(hidden=32, shared=False, discount=0.5))
     selection: SelectionConfig = field(default_factory=lambda: SelectionConfig(1))
     name: str = "fixed"
 
@@ -80,7 +81,7 @@ def test_every_step_ahead_is_centred():
     """Rewards 5 and 1 by turns: sums over two steps, or one at an end, less as many discounted means."""
     data = episodes(rewards=(5.0, 1.0, 5.0, 0.0, 1.0, 5.0, 0.0))
     data = replace(data, rewards=data.rewards.abs())
-    learned = fixed(critic=CriticConfig(discount=0.5, lookahead=2)).prepare(data).rewards[:, 0]
+    learned = fixed(critic=CriticConfig(shared=False, discount=0.5, lookahead=2)).prepare(data).rewards[:, 0]
     mean, std = 17 / 5, np.std([5, 1, 5, 1, 5])
     expected = [5.5 - 1.5 * mean, 3.5 - 1.5 * mean, 5 - mean, 3.5 - 1.5 * mean, 5 - mean]
     assert np.abs(learned.numpy() - np.array(expected) / std).max() < 1e-5
@@ -124,7 +125,7 @@ def test_the_critics_loss_by_hand():
 
 def test_targets_by_v_draw_nothing():
     """y = r + discount V(o'), as Q would be beyond the data (IQL, equation 6)."""
-    algorithm, items = fixed(critic=CriticConfig(hidden=8, expectile=0.7)), batch()
+    algorithm, items = fixed(critic=CriticConfig(hidden=8, shared=False, expectile=0.7)), batch()
     algorithm.critics.state_values = lambda seen: 3 * seen[..., 0]
     generator = torch.Generator().manual_seed(4)
     before = generator.get_state()
@@ -137,7 +138,7 @@ def test_those_who_take_no_part_teach_nothing():
     present = torch.tensor([[True, True], [True, False]])
     items = batch(2, present=present)
     wild = replace(items, rewards=torch.where(present, items.rewards, 1e6))
-    algorithm = fixed(critic=CriticConfig(hidden=8, conservative=1.0))
+    algorithm = fixed(critic=CriticConfig(hidden=8, shared=False, conservative=1.0))
     first, second = (
         algorithm.critic_loss(one, torch.Generator().manual_seed(0))["loss"].item() for one in (items, wild)
     )
@@ -147,7 +148,7 @@ def test_those_who_take_no_part_teach_nothing():
 @pytest.mark.parametrize("level", [0.5, 0.7, 0.9])
 def test_the_value_network_learns_an_expectile(level):
     """Where V does not depend on the observation, the loss is least at scipy's expectile of Q over the data."""
-    algorithm = fixed(critic=CriticConfig(hidden=8, expectile=level))
+    algorithm = fixed(critic=CriticConfig(hidden=8, shared=False, expectile=level))
     algorithm.critics.q, algorithm.critics.target = Sums(), Sums()
     items = batch(500)
     value = nn.Parameter(torch.zeros(()))
@@ -176,7 +177,7 @@ def test_values_of_a_small_process(tmp_path):
         seen, 2 * torch.rand(120, 2, 1) - 1, rewards[place], torch.zeros(120, 2), after, torch.full((120, 2), 0.5)
     )
     torch.manual_seed(0)
-    algorithm = Fixed(FixedConfig(CriticConfig(hidden=32, discount=0.5, polyak=0.05)), TeamSpec(2, 3, 1))
+    algorithm = Fixed(FixedConfig(CriticConfig(hidden=32, shared=False, discount=0.5, polyak=0.05)), TeamSpec(2, 3, 1))
     config = TrainerConfig(
         steps=600, batch_size=120, learning_rate=5e-3, ema=0.0, checkpoint_every=10_000, device="cpu"
     )
@@ -206,7 +207,7 @@ def test_the_best_and_the_softmax_of_candidates():
 
 
 def test_a_team_that_is_judged_together_chooses_together():
-    algorithm = fixed(critic=CriticConfig(hidden=8, view="centralised"))
+    algorithm = fixed(critic=CriticConfig(hidden=8, shared=False, view="centralised"))
     seen, candidates, noise = random(9, 2, 1), random(9, 5, 2, 1, seed=1), random(9, 5, 2, seed=2)
     chosen = algorithm.choose(seen, candidates, SelectionConfig(5), noise)
     values = torch.stack(
@@ -228,7 +229,7 @@ def test_what_is_done_in_an_episode_follows_from_its_seed():
 
 
 def test_candidates_need_critics():
-    with pytest.raises(ValueError, match=r"selection\.candidates above 1 needs critics to choose by"):
+    with pytest.raises(UserError, match=r"selection\.candidates above 1 needs critics to choose by"):
         fixed(critic=None).policy(Acting(selection=SelectionConfig(4)))
     assert [phase.name for phase in fixed(critic=None).phases()] == ["none"]
     for settings, message in (

@@ -35,7 +35,9 @@ def drawing():
 def made(algorithm, spec=SPEC, critic=None, **settings):
     torch.manual_seed(settings.pop("seed", 0))
     judges = {"hidden": 8, "conservative": 1.0 if algorithm is CQL else 0.0} | (critic or {})
-    config = algorithm.config_class(**{"hidden": 8, "shared": False, "critic": CriticConfig(**judges)} | settings)
+    config = algorithm.config_class(
+        **{"hidden": 8, "shared": False, "critic": CriticConfig(**({"shared": False} | judges))} | settings
+    )
     return algorithm(config, spec)
 
 
@@ -386,7 +388,7 @@ def test_presets_are_what_they_say():
     for algorithm in ALL:
         config = configure("train", [f"algo={algorithm.config_class().name}"])
         assert config.algo == algorithm.config_class()
-        assert (config.trainer.steps, config.trainer.batch_size, config.trainer.ema) == (8000, 256, 0.0)
+        assert (config.trainer.steps, config.trainer.batch_size, config.trainer.ema) == (12000, 128, 0.0)
     config = configure("train", ["algo=td3_bc_published"])
     algo, critic = config.algo, config.algo.critic
     assert (algo.alpha, algo.every, algo.smoothing, algo.smoothing_clip, algo.polyak) == (2.5, 2, 0.2, 0.5, 0.005)

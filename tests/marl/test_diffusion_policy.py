@@ -22,7 +22,7 @@ from marl import SRPO, DiffusionPolicy, DiffusionPolicyConfig, SRPOConfig, TaskC
 
 ROOT = Path(__file__).parents[2]
 SPEC = TeamSpec(2, 3, 2)
-SMALL = {"hidden": 8, "layers": 1, "sampler": SamplerConfig("ddim", 2)}
+SMALL = {"hidden": 8, "layers": 1, "shared": False, "prediction": "noise", "eta": 1.0}
 
 
 def random(*shape, seed=0):
@@ -31,7 +31,9 @@ def random(*shape, seed=0):
 
 def policy(spec=SPEC, **settings):
     torch.manual_seed(0)
-    return DiffusionPolicy(DiffusionPolicyConfig(**(SMALL | {"critic": CriticConfig(hidden=8)} | settings)), spec)
+    return DiffusionPolicy(
+        DiffusionPolicyConfig(**(SMALL | {"critic": CriticConfig(hidden=8, shared=False)} | settings)), spec
+    )
 
 
 def batch(count=6, agents=2, **changes):
@@ -154,12 +156,20 @@ def test_absent_agents_teach_nothing():
     [
         {},
         {"improvement": "estimate", "network": "residual", "shared": True},
-        {"improvement": "none", "critic": CriticConfig(hidden=8, expectile=0.7)},
-        {"critic": CriticConfig(hidden=8, view="centralised", conservative=1.0, backup="max", candidates=3)},
+        {"improvement": "none", "critic": CriticConfig(hidden=8, shared=False, expectile=0.7)},
+        {
+            "critic": CriticConfig(
+                hidden=8, shared=False, view="centralised", conservative=1.0, backup="max", candidates=3
+            )
+        },
         {"consistency": "training"},
         {"consistency": "reconstruction", "divergence": 0.1},
         {"divergence": 0.1, "every": 2, "warmup": 2, "network": "unet"},
-        {"improvement": "energy", "contrast": 2, "critic": CriticConfig(hidden=8, candidates=2, backup="softmax")},
+        {
+            "improvement": "energy",
+            "contrast": 2,
+            "critic": CriticConfig(hidden=8, shared=False, candidates=2, backup="softmax"),
+        },
     ],
     ids=str,
 )
@@ -170,7 +180,8 @@ def test_seeds_learn_together_what_they_learn_alone(settings, tmp_path):
     def made(seed):
         torch.manual_seed(seed)
         return DiffusionPolicy(
-            DiffusionPolicyConfig(**(SMALL | {"critic": CriticConfig(hidden=8)} | settings)), TeamSpec(3, 18, 2)
+            DiffusionPolicyConfig(**(SMALL | {"critic": CriticConfig(hidden=8, shared=False)} | settings)),
+            TeamSpec(3, 18, 2),
         )
 
     alone = {}
