@@ -58,7 +58,7 @@ class DiffusionPolicyConfig:
     warmup: int = 0
     every: int = 1
     polyak: float = 0.01
-    critic: CriticConfig | None = field(default_factory=lambda: CriticConfig(conservative=1.0))
+    critic: CriticConfig | None = field(default_factory=lambda: CriticConfig(conservative=0.1))
     selection: SelectionConfig = field(default_factory=lambda: SelectionConfig(1))
 
     def __post_init__(self) -> None:
