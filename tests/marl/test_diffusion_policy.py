@@ -337,8 +337,8 @@ def test_a_diffusion_policy_has_all_modes_and_critics_choose_the_best(bandits):
     corners = bandits.BANDITS["four corners"]
     data = bandits.data_of(corners)
     shares = {}
-    for name, (settings, candidates) in bandits.POLICIES.items():
-        shares[name], nowhere = corners.shares(bandits.learned(data, settings, candidates, 4000))
+    for name, how in bandits.POLICIES.items():
+        shares[name], nowhere = corners.shares(bandits.learned(data, *how, 8000))
         assert nowhere < 0.1, name
     flat, _ = corners.shares(bandits.gaussian(data.actions[data.decisions][:, 0]))
     assert sum(flat) < 0.1
