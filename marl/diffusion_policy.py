@@ -39,9 +39,7 @@ class DiffusionPolicy(ActorCritic):
         if config.consistency != "none":
             self.actor = ConsistencyModel(denoiser)
         self.target = copy.deepcopy(self.actor).requires_grad_(False)
-        self.register_buffer("heeding", torch.ones(()) if not config.warmup else torch.zeros(()))
         self.register_buffer("updates", torch.zeros(()))
-        self.heeding: Tensor
         self.updates: Tensor
         self.energy: nn.Module | None = None
         if config.improvement == "energy":
@@ -120,7 +118,7 @@ class DiffusionPolicy(ActorCritic):
         means, sizes = self.agent_means(values, batch), self.agent_means(values.detach().abs(), batch).clamp(min=1e-6)
         value = torch.where(coin, means[0] / sizes[1], means[1] / sizes[0]).mean()
         weight = 1.0 if self.log_weight is None else self.log_weight.detach().exp()
-        loss = weight * cloning - config.eta * self.heeding * value
+        loss = weight * cloning - config.eta * (self.updates >= config.warmup) * value
         return {"loss": loss, "cloning": cloning, "value": value}
 
     def _cloning(self, batch: Transitions, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -195,7 +193,6 @@ class DiffusionPolicy(ActorCritic):
     def after_step(self) -> None:
         super().after_step()
         self.updates += 1
-        self.heeding.copy_((self.updates >= self.config.warmup).to(self.heeding))
         learned: list[Tensor] = list(self.actor.parameters())
         slow: list[Tensor] = list(self.target.parameters())
         torch._foreach_lerp_(slow, learned, self.config.polyak)
