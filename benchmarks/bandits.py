@@ -1,6 +1,6 @@
-"""What a diffusion policy can say that a Gaussian cannot: python benchmarks/bandits.py [--quick]
+"""What a diffusion policy can say that a Gaussian cannot: python benchmarks/bandits.py
 
-Four one-step tasks with actions in a square and no observation, after the Diffusion-QL paper's (Wang et al. 2023,
+Three one-step tasks with actions in a square and no observation, after the Diffusion-QL paper's (Wang et al. 2023,
 figure 1); places and rewards are ours. Each row is what one policy does: the data, a Gaussian of the data's mean and
 covariance (the best that a Gaussian can do by maximum likelihood), diffusion cloning, and the diffusion policy that
 heeds its critics. Trains nine small policies in about eight minutes on one core, prints the share of each mode and the
@@ -9,7 +9,6 @@ mean reward, writes benchmarks/bandits.json and docs/bandits.png.
 
 import json
 import math
-import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -171,4 +170,4 @@ def main(steps: int = 8000, folder: Path | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main(400 if "--quick" in sys.argv else 8000)
+    main()

@@ -51,12 +51,14 @@ class ActorCritic(Algorithm):
         return frozenset({"selection"})
 
     @abstractmethod
-    def propose(self, observations: Tensor, noise: Tensor, acting: Acting | None = None) -> Tensor:
+    def propose(
+        self, observations: Tensor, noise: Tensor, acting: Acting | None = None, scales: Tensor | None = None
+    ) -> Tensor:
         """What the slowly moving policy would do [B, n, A, U]: in [-1, 1], or in [0, 1] for each of discrete choices.
 
         Args:
             observations: [B, A, O], normalised. noise: standard normal [B, n, A, U], all the randomness there is.
-            acting: of an evaluation; as in training unless given.
+            acting: of an evaluation; as in training unless given. scales: of its guidance, [B].
         """
 
     @abstractmethod
@@ -184,21 +186,23 @@ class ActorCritic(Algorithm):
         return candidates.gather(1, best)[:, 0]
 
     def policy(self, acting: Acting, guidance: Sequence[GuidanceConfig] = ()) -> "ActorCriticPolicy":
-        return ActorCriticPolicy(self, acting)
+        return ActorCriticPolicy(self, acting, guidance)
 
 
 class ActorCriticPolicy(Reactive):
     """Each agent draws candidates from its own observation and takes one of them."""
 
-    def __init__(self, algorithm: ActorCritic, acting: Acting):
+    def __init__(self, algorithm: ActorCritic, acting: Acting, guidance: Sequence[GuidanceConfig] = ()):
         self.algorithm = algorithm
         self.acting = acting
+        self.guidance = guidance
         self.selection = acting.selection.completed(algorithm.config.selection)
         if self.selection.candidates > 1 and algorithm.critics is None:
             raise UserError("selection.candidates above 1 needs critics to choose by, and this run has none")
 
     def reset(self, seeds: Sequence[int]) -> None:
         self.keys = policy_keys(seeds)
+        self.scales, _ = GuidanceConfig.of_episodes(self.guidance or [self.acting.guidance] * len(seeds), seeds)
 
     @torch.no_grad()
     def act(self, observations: Tensor, context: Context) -> Tensor:
@@ -209,5 +213,6 @@ class ActorCriticPolicy(Reactive):
         noise = normal(self.keys, shape, stream=context.step).to(algorithm.reward_scale)
         seen = algorithm.normalised(observations)
         legal = None if context.legal is None else context.legal.to(seen.device)
-        candidates = algorithm.executed(algorithm.propose(seen, noise[..., :-1], self.acting), legal)
+        proposed = algorithm.propose(seen, noise[..., :-1], self.acting, self.scales.to(noise))
+        candidates = algorithm.executed(proposed, legal)
         return algorithm.choose(seen, candidates, self.selection, noise[..., -1])

@@ -86,7 +86,9 @@ class Deterministic(ActorCritic):
     def uses(config: Any) -> frozenset[str]:
         return frozenset()
 
-    def propose(self, observations: Tensor, noise: Tensor, acting: Acting | None = None) -> Tensor:
+    def propose(
+        self, observations: Tensor, noise: Tensor, acting: Acting | None = None, scales: Tensor | None = None
+    ) -> Tensor:
         """The slowly moving actor's actions [B, n, A, U]; in training, noise smooths what critics learn from (TD3,
         section 5.3), and an evaluation has none."""
         actions = self.relaxed(self.target(observations))[:, None].expand(noise.shape)

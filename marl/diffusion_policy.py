@@ -10,7 +10,7 @@ from core.actor_critic import ActorCritic
 from core.algorithm import Acting, Phase
 from core.consistency import ConsistencyModel, consistency_loss
 from core.data import Transitions
-from core.denoiser import NetworkDenoiser, wrap
+from core.denoiser import Denoiser, NetworkDenoiser, wrap
 from core.edits import Box
 from core.environments import TeamSpec
 from core.guidance import Energy
@@ -61,11 +61,13 @@ class DiffusionPolicy(ActorCritic):
     def uses(config: DiffusionPolicyConfig) -> frozenset[str]:
         return frozenset({"sampler", "selection", *(["scale"] if config.improvement == "energy" else [])})
 
-    def propose(self, observations: Tensor, noise: Tensor, acting: Acting | None = None) -> Tensor:
+    def propose(
+        self, observations: Tensor, noise: Tensor, acting: Acting | None = None, scales: Tensor | None = None
+    ) -> Tensor:
         if acting is None:
             return self._draw(self.target, observations, noise)
-        scale = acting.guidance.scale if self.energy is not None else 0.0
-        return self._draw(self.target, observations, noise, acting.sampler.build(), acting.temperature, scale)
+        scales = None if self.energy is None else scales
+        return self._draw(self.target, observations, noise, acting.sampler.build(), acting.temperature, scales)
 
     def _draw(
         self,
@@ -74,12 +76,15 @@ class DiffusionPolicy(ActorCritic):
         noise: Tensor,
         sampler: Sampler | None = None,
         temperature: float = 1.0,
-        scale: float = 0.0,
+        scales: Tensor | None = None,
         grad: bool = False,
     ) -> Tensor:
         """Actions [B, n, A, U] of observations [B, A, O] and noise [B, n, A, U], as `propose` gives them."""
         seen = observations[:, None].expand(*noise.shape[:3], -1).flatten(0, 1)
-        guided = Energy(actor, lambda x, t: -self._preference(x, t, seen), scale, on="noisy") if scale else actor
+        guided: Denoiser = actor
+        if scales is not None:
+            each = scales.repeat_interleave(noise.shape[1])  # inside the energy, since every episode has its own
+            guided = Energy(actor, lambda x, t: -each * self._preference(x, t, seen), on="noisy")
         x = sample(
             guided,
             noise.flatten(0, 1),

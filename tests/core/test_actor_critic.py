@@ -30,7 +30,7 @@ class Fixed(ActorCritic):
 
     config_class = FixedConfig
 
-    def propose(self, observations, noise, acting=None):
+    def propose(self, observations, noise, acting=None, scales=None):
         return noise.clamp(-1, 1)
 
     def actor_phases(self):

@@ -74,6 +74,13 @@ class Values(nn.Module):
         return torch.cat([3 + first[..., 3:4], 1 - second[..., 4:5]], dim=-2)
 
 
+class Tilt(nn.Module):
+    """Prefers actions by their first entry, of [B, A, 2] -> [B, A, 1]."""
+
+    def forward(self, x, t, cond):
+        return x[..., :1]
+
+
 def test_the_chain_s_loss_by_hand():
     """Cloning - eta Q(o, a) / |Q'|, a by two DDIM steps: x' = sigma'/sigma x + (alpha' - alpha sigma'/sigma) x0."""
     algorithm = policy(prediction="x0", eta=0.7)
@@ -250,16 +257,35 @@ def test_the_energy_s_loss_by_hand():
 
 
 def test_an_evaluation_is_guided_as_strongly_as_it_says():
-    """The estimate moves by scale sigma^2 / alpha times the gradient of the preference."""
-    algorithm = policy(improvement="energy", prediction="x0")
-    seen, noise = random(5, 2, 3), random(5, 1, 2, 2, seed=1)
-    draws = [
-        algorithm.propose(seen, noise, Acting(SamplerConfig("ddim", 4), GuidanceConfig(scale))) for scale in (0.0, 1.0)
-    ]
-    assert torch.equal(draws[0], algorithm._draw(algorithm.target, seen, noise, SamplerConfig("ddim", 4).build()))
-    assert (draws[1] - draws[0]).abs().max() > 1e-3
+    """What is preferred rises in proportion to the scale, and nothing else moves."""
+    algorithm = policy(improvement="energy", prediction="x0", schedule="cosine/20")
+    seen, noise = random(5, 2, 3), 0.01 * random(5, 1, 2, 2, seed=1)
+    algorithm.target.network = Linear()
+    algorithm.energy = Tilt()
+    acting = Acting(SamplerConfig("ddim", 20))
+    found = [algorithm.propose(seen, noise, acting, torch.full((5,), scale)) for scale in (0.0, 1e-4, 2e-4)]
+    assert torch.allclose(found[0], algorithm._draw(algorithm.target, seen, noise, acting.sampler.build()), atol=1e-6)
+    first, second = found[1] - found[0], found[2] - found[0]
+    assert (first[..., 0] > 1e-5).all() and (
+        first[..., 1].abs() < 1e-6
+    ).all()  # towards larger first entries, which the energy prefers
+    assert torch.allclose(second, 2 * first, rtol=0.02, atol=1e-6)  # all is linear, and far from the box
     assert "scale" in DiffusionPolicy.uses(algorithm.config)
     assert "scale" not in DiffusionPolicy.uses(DiffusionPolicyConfig())
+
+
+def test_episodes_of_one_batch_are_guided_each_as_asked():
+    algorithm = policy(improvement="energy", prediction="x0")
+    seen, context = random(3, 2, 3), Context(0, torch.ones(3, dtype=torch.bool))
+    asked = [GuidanceConfig(scale) for scale in (0.0, 1.0, 2.0)]
+    together = algorithm.policy(Acting(selection=SelectionConfig(2)), asked)
+    together.reset([5, 5, 5])
+    actions = together.act(seen[:1].expand(3, -1, -1), context)
+    for index, guidance in enumerate(asked):
+        alone = algorithm.policy(Acting(guidance=guidance, selection=SelectionConfig(2)))
+        alone.reset([5])
+        assert torch.allclose(alone.act(seen[:1], context), actions[index : index + 1], atol=1e-5)
+    assert (actions[0] - actions[2]).abs().max() > 1e-3
 
 
 def test_srpo_s_slope_on_gaussian_data():
