@@ -130,11 +130,19 @@ class ActorCritic(Algorithm):
     def _gap(self, batch: Transitions, generator: torch.Generator) -> Tensor:
         """The conservative penalty of each critic, [2, B, A]."""
         assert self.critics is not None
-        config, shape = self.config.critic, batch.actions.shape
-        uniform = torch.rand(shape[0], config.samples, *shape[1:], generator=generator, device=batch.actions.device)
-        uniform = self.executed(uniform, batch.legal) if self.spec.discrete else 2 * uniform - 1
+        config, actions = self.config.critic, batch.actions
+        items, agents, size = actions.shape
+        drawn = torch.rand(items, config.samples, agents, size, generator=generator, device=actions.device)
+        if config.negatives == "data":
+            picked = (drawn[..., 0] * items).long().clamp(max=items - 1), torch.arange(agents, device=actions.device)
+            others = actions[picked]
+            if batch.present is not None:  # who was not there did nothing
+                others = torch.where(batch.present[picked][..., None], others, actions[:, None])
+            others = self.executed(others, batch.legal)
+        else:
+            others = self.executed(drawn, batch.legal) if self.spec.discrete else 2 * drawn - 1
         proposed = self._drawn(batch.observations, config.candidates, generator)
-        return self.critics.penalty(batch.observations, batch.actions, self.executed(proposed, batch.legal), uniform)
+        return self.critics.penalty(batch.observations, actions, self.executed(proposed, batch.legal), others)
 
     @torch.no_grad()
     def _drawn(self, observations: Tensor, count: int, generator: torch.Generator) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from core.networks import linear_of, mlp
 
 VIEWS = ("independent", "centralised")
+NEGATIVES = ("data", "uniform")
 
 
 @dataclass
@@ -22,7 +23,9 @@ class CriticConfig:
         discount: of rewards. lookahead: steps whose rewards are summed before the critics judge the rest.
         polyak: step of the target networks towards the learned ones.
         conservative: weight of the conservative penalty (CQL, Kumar et al. 2020); 0 for none.
-        samples: uniform actions of that penalty, beside the `candidates` of the policy.
+        samples: actions that the penalty compares with, beside the `candidates` of the policy. negatives: which they
+            are, "uniform" as published, or what the "data" do at other steps. Where the data often act at their bounds,
+            as exploring teams do, uniform ones are hardly ever there, and the penalty then praises the bounds.
         expectile: above 0, a value network learns this expectile of Q over the data, and Q from it alone (IQL,
             Kostrikov et al. 2022).
         candidates: actions of the policy for the backup. backup: their "mean", "max" or "softmax" of `sharpness` Q.
@@ -36,7 +39,8 @@ class CriticConfig:
     lookahead: int = 1
     polyak: float = 0.01
     conservative: float = 0.0
-    samples: int = 4
+    samples: int = 2
+    negatives: str = "data"
     expectile: float = 0.0
     candidates: int = 1
     backup: str = "mean"
@@ -45,6 +49,8 @@ class CriticConfig:
     def __post_init__(self) -> None:
         if self.view not in VIEWS:
             raise ValueError(f"unknown critic.view {self.view!r}: choose one of {', '.join(VIEWS)}")
+        if self.negatives not in NEGATIVES:
+            raise ValueError(f"unknown critic.negatives {self.negatives!r}: choose one of {', '.join(NEGATIVES)}")
         if self.backup not in BACKUPS:
             raise ValueError(f"unknown critic.backup {self.backup!r}: choose one of {', '.join(BACKUPS)}")
         for name in ("hidden", "layers", "lookahead", "samples", "candidates"):
@@ -142,13 +148,13 @@ class Critics(nn.Module):
         values = self.values(seen, actions, target=True)
         return torch.stack([BACKUPS[self.config.backup](one, self.config.sharpness) for one in values]).amin(dim=0)
 
-    def penalty(self, observations: Tensor, actions: Tensor, proposed: Tensor, uniform: Tensor) -> Tensor:
+    def penalty(self, observations: Tensor, actions: Tensor, proposed: Tensor, others: Tensor) -> Tensor:
         """The conservative penalty's gap logsumexp_a Q(o, a) - Q(o, a_data), [2, B, A] (CQL, eq. 4).
 
         Args:
-            actions: the data's [B, A, U]. proposed: the policy's [B, n, A, U]. uniform: others, [B, m, A, U].
+            actions: the data's [B, A, U]. proposed: the policy's [B, n, A, U]. others: any, [B, m, A, U].
         """
-        tried = torch.cat([proposed, uniform], dim=1)
+        tried = torch.cat([proposed, others], dim=1)
         seen = observations[:, None].expand(-1, tried.shape[1], -1, -1)
         told = actions[:, None].expand_as(tried)
         tried_values = self.own_values(seen, told, tried)

@@ -20,7 +20,7 @@ class CQLConfig(DeterministicConfig):
     """
 
     name: str = "cql"
-    restraint: float = 1e-3
+    restraint: float = 0.1
     critic: CriticConfig = field(default_factory=lambda: CriticConfig(conservative=0.1))
 
     def __post_init__(self) -> None:

@@ -29,7 +29,7 @@ class OMARConfig(DeterministicConfig):
     samples: int = 10
     deviation: float = 2.0
     sharpness: float = 1.0
-    restraint: float = 1e-3
+    restraint: float = 0.1
     critic: CriticConfig = field(default_factory=lambda: CriticConfig(conservative=0.1))
 
     def __post_init__(self) -> None:

@@ -120,19 +120,25 @@ def test_critics_learn_from_smoothed_actions():
     assert torch.equal(proposed, algorithm.target(items.following).tanh()[:, None].expand(-1, 3, -1, -1))
 
 
-def test_cql_s_losses_by_hand():
-    """Squared errors and 0.7 times logmeanexp Q - Q(o, a) over uniform and proposed actions; the actor's is -Q1 and its
-    restraint."""
-    algorithm = heeding(made(CQL, critic={"conservative": 0.7, "samples": 3, "candidates": 2}, restraint=0.3))
+@pytest.mark.parametrize("negatives", ["uniform", "data"])
+def test_cql_s_losses_by_hand(negatives):
+    """Squared errors and 0.7 times logmeanexp Q - Q(o, a) over proposed actions and others, uniform or of the batch's
+    other steps; the actor's is -Q1 and its restraint."""
+    penalty = {"conservative": 0.7, "samples": 3, "candidates": 2, "negatives": negatives}
+    algorithm = heeding(made(CQL, critic=penalty, restraint=0.3))
     items = batch()
     generator = drawing()
     torch.randn(6, 2, A, U, generator=generator)  # of the backup
-    uniform = 2 * torch.rand(6, 3, A, U, generator=generator) - 1
+    drawn = torch.rand(6, 3, A, U, generator=generator)
+    others = 2 * drawn - 1
+    if negatives == "data":
+        for item, other, agent in np.ndindex(6, 3, A):
+            others[item, other, agent] = items.actions[int(drawn[item, other, agent, 0] * 6), agent]
     noise = torch.randn(6, 2, A, U, generator=generator)
     start = algorithm.target(items.observations).tanh()[:, None]
     proposed = (start + (0.2 * noise).clamp(-0.5, 0.5)).clamp(-1, 1)
     tried, seen, acted, wanted = double(
-        torch.cat([uniform, proposed], dim=1), items.observations, items.actions, algorithm.targets(items, drawing())
+        torch.cat([others, proposed], dim=1), items.observations, items.actions, algorithm.targets(items, drawing())
     )
     total = 0
     for known, other in (
