@@ -18,7 +18,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from core.algorithm import Acting, SelectionConfig
+from core.acting import Acting, SelectionConfig
 from core.critics import CriticConfig
 from core.data import Trajectories
 from core.environments import TeamSpec

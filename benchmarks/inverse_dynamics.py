@@ -17,9 +17,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from core.algorithm import Acting
+from core.acting import Acting
+from core.cli.cells import task_of
 from core.cli.commands import data_root
-from core.cli.evaluate import task_of
 from core.data import read_dataset
 from core.networks import mlp
 from core.progress import bar

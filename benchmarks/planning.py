@@ -22,7 +22,7 @@ import torch
 
 import core
 import marl
-from core.algorithm import Acting
+from core.acting import Acting
 from core.cli.commands import register_schemas
 from core.config import compose_config, to_object
 from core.device import device_of

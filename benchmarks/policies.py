@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from core.algorithm import Acting, SelectionConfig
+from core.acting import Acting, SelectionConfig
 from core.critics import CriticConfig
 from core.data import Transitions
 from core.environments import TeamSpec

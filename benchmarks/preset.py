@@ -11,7 +11,7 @@ import json
 import sys
 from pathlib import Path
 
-from core.algorithm import GuidanceConfig
+from core.acting import GuidanceConfig
 from core.cli.commands import Evaluate, Train, register_schemas
 from core.cli.evaluate import evaluate
 from core.cli.pool import Job, Report, run_jobs

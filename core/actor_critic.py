@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from core.acting import Acting, Asked, GuidanceConfig, SelectionConfig
 from core.actions import execute
-from core.algorithm import Acting, Algorithm, GuidanceConfig, Phase, SelectionConfig
+from core.algorithm import Algorithm, Phase
 from core.critics import Critics
 from core.data import Affine, Trajectories, Transitions
 from core.environments import TeamSpec
@@ -210,7 +211,7 @@ class ActorCriticPolicy(Reactive):
 
     def reset(self, seeds: Sequence[int]) -> None:
         self.keys = policy_keys(seeds)
-        self.scales, _ = GuidanceConfig.of_episodes(self.guidance or [self.acting.guidance] * len(seeds), seeds)
+        self.scales = Asked.of(self.guidance or [self.acting.guidance], seeds).scales
 
     @torch.no_grad()
     def act(self, observations: Tensor, context: Context) -> Tensor:

@@ -1,9 +1,8 @@
 """What every algorithm is to the trainer, the evaluator and the command line."""
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
 
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from core import checkpoints
+from core.acting import Acting, GuidanceConfig
 from core.config import from_dict
 from core.data.trajectories import Trajectories
 from core.device import device_of
@@ -18,140 +18,6 @@ from core.environments import TeamSpec
 from core.errors import UserError
 from core.rollout import Policy
 from core.runs import Run
-from core.samplers import SamplerConfig
-from core.samplers.config import number
-
-
-@dataclass
-class GuidanceConfig:
-    """What a planner is asked for.
-
-    Attributes:
-        scale: of classifier-free guidance; 0 ignores the condition, 1 is the conditional model.
-        returns: wanted return as a rank among the data, 0 the worst and 1 the best.
-    """
-
-    scale: float = 1.2
-    returns: float = 0.9
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.returns <= 1:
-            raise ValueError(f"guidance.returns is a rank in [0, 1], got {self.returns}")
-        if not 0 <= self.scale < math.inf:
-            raise ValueError(f"guidance.scale must be at least 0, got {self.scale}")
-
-    @staticmethod
-    def of_episodes(guidance: Sequence["GuidanceConfig"], seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Scales and wanted returns, each [B], of a batch of episodes.
-
-        Raises:
-            ValueError: there are not as many as there are episodes.
-        """
-        if len(guidance) != len(seeds):
-            raise ValueError(f"the policy was asked for {len(guidance)} episodes, and {len(seeds)} begin")
-        return torch.tensor([one.scale for one in guidance]), torch.tensor([one.returns for one in guidance])
-
-
-#: Who plans: one for all agents, or each for itself.
-MODES = ("centralised", "decentralised")
-
-
-@dataclass
-class PlanningConfig:
-    """How a planner uses its plans.
-
-    Attributes:
-        mode: "centralised" makes one joint plan of what all agents see; "decentralised" has each agent make a joint
-            plan of what it sees itself, of which it executes its own part.
-        every: steps that are executed of each plan.
-        warm: diffusion time in (0, 1) at which sampling takes up the previous plan, shifted by the steps executed and
-            noised; 1 begins with noise alone.
-        noise: "step" draws new noise for each plan, "episode" keeps that of an episode's first plan.
-        horizon: time steps of a plan, the current one included; 0 as trained.
-    """
-
-    mode: str = "centralised"
-    every: int = 1
-    warm: float = 1.0
-    noise: str = "step"
-    horizon: int = 0
-
-    def __post_init__(self) -> None:
-        if self.mode not in MODES:
-            raise ValueError(f"unknown planning.mode {self.mode!r}: choose one of {', '.join(MODES)}")
-        if self.noise not in ("step", "episode"):
-            raise ValueError(f"unknown planning.noise {self.noise!r}: choose step or episode")
-        if self.every < 1 or self.horizon < 0:
-            raise ValueError(
-                f"planning.every must be at least 1 and planning.horizon at least 0, got {self.every}, {self.horizon}"
-            )
-        if not 0 < self.warm <= 1:
-            raise ValueError(f"planning.warm is a diffusion time in (0, 1], got {self.warm}")
-
-    def __str__(self) -> str:
-        words = [self.mode] if self.mode != "centralised" else []
-        words += [f"every {self.every} steps"] if self.every > 1 else []
-        words += [f"warm {number(self.warm)}"] if self.warm < 1 else []
-        words += ["one noise"] if self.noise == "episode" else []
-        return ", ".join([*words, *([f"horizon {self.horizon}"] if self.horizon else [])])
-
-
-PICKS = ("best", "softmax")
-
-
-@dataclass
-class SelectionConfig:
-    """Which of several candidate actions or plans is taken.
-
-    Attributes:
-        candidates: how many are drawn; 0 as many as the algorithm was trained to be used with.
-        pick: the "best" by the critics, or a "softmax" sample of `sharpness` times their values.
-    """
-
-    candidates: int = 0
-    pick: str = "best"
-    sharpness: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.candidates < 0 or not 0 < self.sharpness < math.inf:
-            raise ValueError(
-                f"selection.candidates must be at least 0 and selection.sharpness positive, got {self.candidates}, "
-                f"{self.sharpness}"
-            )
-        if self.pick not in PICKS:
-            raise ValueError(f"unknown selection.pick {self.pick!r}: choose one of {', '.join(PICKS)}")
-
-    def completed(self, trained: "SelectionConfig") -> "SelectionConfig":
-        """Itself, or the algorithm's own where it leaves the candidates to that."""
-        return self if self.candidates else trained
-
-    def __str__(self) -> str:
-        if not self.candidates:
-            return ""
-        return (
-            f"best of {self.candidates}"
-            if self.pick == "best"
-            else (f"softmax {number(self.sharpness)} of {self.candidates}")
-        )
-
-
-@dataclass
-class Acting:
-    """The sampling side of a trained model: all of it can change without retraining.
-
-    Attributes:
-        temperature: factor on the initial noise; 0.5 is Decision Diffuser's and MADiff's "low temperature".
-    """
-
-    sampler: SamplerConfig = field(default_factory=SamplerConfig)
-    guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
-    planning: PlanningConfig = field(default_factory=PlanningConfig)
-    selection: SelectionConfig = field(default_factory=SelectionConfig)
-    temperature: float = 1.0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.temperature < math.inf:
-            raise ValueError(f"temperature must be at least 0, got {self.temperature}")
 
 
 class Batches(Protocol):

@@ -24,8 +24,10 @@ class Row:
         return_mean: over episodes, of the team's mean return. interval: its 95% confidence interval, infinite for a
             single episode.
         normalised_score: 0 is the random, 100 the scripted expert team; None without references.
-        cost_mean: over episodes, of the summed costs per agent. episodes: how many; seed: of the first.
-        cost_limit, violation_rate: a budget and the share of episodes above it; None where none was given.
+        cost_mean: over episodes, of the summed costs per agent. cost_low, cost_high: its 95% confidence interval, None
+            for a single episode. cost_worst, cost_tail: the highest, and the mean of the worst tenth (CVaR).
+        episodes: how many; seed: of the first.
+        budget, violation_rate: what an episode might cost, and the share of episodes above it; None without.
         seconds_per_decision: of the policy, for one team, with this many `teams` in one call; None where the call was
             shared with other cells.
         shift: how the environments differed from those trained for, "" where they did not.
@@ -48,8 +50,12 @@ class Row:
     training_steps: int
     training_seconds: float
     sampler_steps: int | None = None
-    cost_limit: float | None = None
+    budget: float | None = None
     violation_rate: float | None = None
+    cost_low: float | None = None
+    cost_high: float | None = None
+    cost_worst: float | None = None
+    cost_tail: float | None = None
     version: str = ""
     shift: str = ""
 
@@ -101,7 +107,7 @@ class Cell:
     returns: float | None
     episodes: int
     seed: int
-    cost_limit: float | None
+    budget: float | None
     training_steps: int
     shift: str = ""
 

@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 _WORDS = ("run", "task", "rules", "dataset", "fingerprint", "method", "algo", "sampler", "shift", "version")
 _COUNTS = ("training_seed", "training_steps", "episodes", "seed", "teams")
 _NUMBERS = (
-    "training_seconds", "sampler_steps", "guidance_scale", "returns", "cost_limit", "return_mean", "return_low",
-    "return_high", "normalised_score", "cost_mean", "violation_rate", "seconds_per_decision",
+    "training_seconds", "sampler_steps", "guidance_scale", "returns", "budget", "return_mean", "return_low",
+    "return_high", "normalised_score", "cost_mean", "cost_low", "cost_high", "cost_worst", "cost_tail",
+    "violation_rate", "seconds_per_decision",
 )  # fmt: skip
 
 
@@ -29,9 +30,10 @@ def results(*folders: str | Path, options: Sequence[str] = ()) -> pd.DataFrame:
 
     Columns are the run (`run`, its folder), what it was trained on and by (`task`, `rules`, `dataset`, `fingerprint` of
     the data, `method`, `algo`, `training_seed`, `training_steps`, `training_seconds`), what was asked of it (`sampler`,
-    `sampler_steps`, `guidance_scale`, `returns`, `shift`, `episodes`, `seed`, `cost_limit`) and what came out
+    `sampler_steps`, `guidance_scale`, `returns`, `shift`, `episodes`, `seed`, `budget`) and what came out
     (`return_mean`, `return_low` and `return_high`, its 95% interval over episodes, `normalised_score`, `cost_mean`,
-    `violation_rate`, `seconds_per_decision` with `teams` in one call). What does not apply is missing (NaN).
+    with `cost_low`, `cost_high`, `cost_worst` and `cost_tail`, the mean of its worst tenth, `violation_rate`,
+    `seconds_per_decision` with `teams` in one call). What does not apply is missing (NaN).
 
     Args:
         folders: run folders, or folders that hold some at any depth.

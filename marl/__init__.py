@@ -4,12 +4,12 @@ from core.algorithm import Algorithm
 from marl.attention import AgentAttention
 from marl.behaviours import QUALITIES, Steering, scripted_team
 from marl.cloning import Cloning, CloningConfig
-from marl.collecting import REPLAY, collect_episodes
+from marl.collecting import REPLAY
 from marl.cql import CQL, CQLConfig
 from marl.diffusion_policy import DiffusionPolicy
 from marl.diffusion_policy_config import DiffusionPolicyConfig
 from marl.distilled import Distilled, DistilledConfig
-from marl.environments import TASKS, References, TaskConfig, parallel_env
+from marl.environments import TASKS, TaskConfig, parallel_env
 from marl.icq import ICQ, ICQConfig
 from marl.inverse_dynamics import InverseConfig, InverseDynamics
 from marl.madiff import MADiff
@@ -59,11 +59,9 @@ __all__ = [
     "MADiffPolicy",
     "OMARConfig",
     "Plan",
-    "References",
     "Steering",
     "TD3BCConfig",
     "TaskConfig",
-    "collect_episodes",
     "parallel_env",
     "scripted_team",
 ]

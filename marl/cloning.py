@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from core.acting import Acting, Asked, GuidanceConfig
 from core.actions import action_loss, execute
-from core.algorithm import Acting, Algorithm, GuidanceConfig, Phase
+from core.algorithm import Algorithm, Phase
 from core.data import Affine, Trajectories, return_ranks
 from core.environments import TeamSpec
 from core.networks import mlp
@@ -145,7 +146,7 @@ class CloningPolicy(Reactive):
 
     def reset(self, seeds: Sequence[int]) -> None:
         if self.guidance:
-            _, self.returns = GuidanceConfig.of_episodes(self.guidance, seeds)
+            self.returns = Asked.of(self.guidance, seeds).returns
 
     def act(self, observations: Tensor, context: Context) -> Tensor:
         return self.cloning.act(observations, self.returns, context.legal)

@@ -1,22 +1,16 @@
 """Episodes of every quality, of any task: what datasets are made of."""
 
 import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
-import torch
-from torch import Tensor
-
-from core.actions import execute
-from core.data import Trajectories
-from core.environments import Environments, TeamSpec
+from core.environments import Environments
 from core.errors import UserError
-from core.noise import normal
-from core.rollout import Context, Reactive, policy_keys, rollout
+from core.rollout import rollout
+from core.tasks import Collected, Task
+from core.uniform import Uniform
 from marl.behaviours import scripted_team
-from marl.environments import TaskConfig
 from marl.learner import learn
 from marl.learner_config import LearnerConfig
 
@@ -27,51 +21,18 @@ REPLAY = "medium-replay"
 _SCORED = 1000
 
 
-@dataclass(frozen=True)
-class Collected:
-    """Episodes and what made them: a description, as plain data, and the names that their tags count."""
-
-    trajectories: Trajectories
-    description: dict[str, Any]
-    behaviours: tuple[str, ...]
-
-
-class Uniform(Reactive):
-    """Every action uniform in [-1, 1], or any legal choice."""
-
-    def __init__(self, spec: TeamSpec):
-        self.spec = spec
-
-    def reset(self, seeds: Sequence[int]) -> None:
-        self.keys = policy_keys(seeds)
-
-    def act(self, observations: Tensor, context: Context) -> Tensor:
-        shape = (self.spec.agents, self.spec.action_dim)
-        drawn = 2 * torch.special.ndtr(normal(self.keys, shape, stream=context.step)) - 1
-        return execute(drawn, self.spec.discrete, context.legal)
-
-
-def collect_episodes(
-    task: TaskConfig,
+def collected(
+    task: Task,
     quality: str,
     environments: Environments,
     episodes: int,
     seed: int,
     *,
-    parallel: int = 256,
-    progress: Callable[[int], None] = lambda steps: None,
+    parallel: int,
+    progress: Callable[[int], None],
 ) -> Collected:
-    """Episodes of a quality.
-
-    Args:
-        quality: of the task's scripted teams; "medium-replay", what a learner did on its way to a medium return; of
-            an environment that is not our own, "random" alone.
-        environments: of the task. episodes: how many, at most, of a replay. seed: of the first, or of the learner.
-        parallel: stepped at once. progress: told of environment steps.
-
-    Raises:
-        UserError: unknown quality.
-    """
+    """`core.Task.collect` of a team's task; the qualities are those of its scripted teams, "medium-replay", what a
+    learner did on its way to a medium return, and "random" alone where the environment is not our own."""
     seeds = range(seed, seed + episodes)
     if quality == REPLAY and not task.foreign:
         return _replay(task, environments, episodes, seed, progress)
@@ -81,13 +42,11 @@ def collect_episodes(
         )
     team = Uniform(environments.spec) if task.foreign else scripted_team(task.name, quality, task.rules)
     trajectories = rollout(team, environments, seeds, parallel=parallel, progress=progress).trajectories
-    if isinstance(team, Uniform):
-        return Collected(trajectories, {"team": "Uniform"}, ())
     return Collected(replace(trajectories, tags=team.tags(seeds)), team.description, team.behaviours)
 
 
 def _replay(
-    task: TaskConfig, environments: Environments, episodes: int, seed: int, progress: Callable[[int], None]
+    task: Task, environments: Environments, episodes: int, seed: int, progress: Callable[[int], None]
 ) -> Collected:
     """What a learner did until its mean return was the medium team's."""
     medium = scripted_team(task.name, "medium", task.rules)

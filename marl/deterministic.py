@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from core.acting import Acting, SelectionConfig
 from core.actions import action_loss
 from core.actor_critic import ActorCritic
-from core.algorithm import Acting, Phase, SelectionConfig
+from core.algorithm import Phase
 from core.critics import CriticConfig
 from core.data import Transitions
 from core.environments import TeamSpec

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from core.acting import Acting
 from core.actor_critic import ActorCritic
-from core.algorithm import Acting, Phase
+from core.algorithm import Phase
 from core.consistency import ConsistencyModel, consistency_loss
 from core.data import Transitions
 from core.denoiser import Denoiser, NetworkDenoiser, wrap

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass, field
 
-from core.algorithm import SelectionConfig
+from core.acting import SelectionConfig
 from core.critics import CriticConfig
 from core.losses import WEIGHTINGS
 from core.predictions import PREDICTIONS

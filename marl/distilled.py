@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from core.algorithm import Acting, Algorithm, GuidanceConfig, Phase
+from core.acting import Acting, GuidanceConfig
+from core.algorithm import Algorithm, Phase
 from core.consistency import ConsistencyModel, consistency_loss
 from core.data import Trajectories, WindowBatch, Windows
 from core.environments import TeamSpec

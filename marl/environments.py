@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from pettingzoo import ParallelEnv
 from core.environments import Environments
 from core.errors import UserError, nearest
 from core.parallel_envs import ParallelEnvironments
+from core.tasks import Collected, References, Task
+from marl.collecting import collected
 from marl.foreign import foreign_env, gymnasium_id, is_foreign
 from marl.particles import ParticleParallelEnv, Particles, load_prey
 
@@ -19,18 +22,6 @@ TASKS = ("mpe/spread", "mpe/tag", "mpe/world")
 
 #: Rule sets of the multi-agent particle environments: today's package, and the fork that published results rest on.
 RULES = ("mpe2", "omar")
-
-
-@dataclass(frozen=True)
-class References:
-    """Mean scores that normalise a return: 0 is `random`, 100 is `expert`; `source` says how they were measured."""
-
-    random: float
-    expert: float
-    source: str
-
-    def normalise(self, score: float) -> float:
-        return 100 * (score - self.random) / (self.expert - self.random)
 
 
 _MEASURED = "uniform random actions and the scripted expert, measured by benchmarks/references.py"
@@ -54,7 +45,7 @@ REFERENCES = {
 
 
 @dataclass
-class TaskConfig:
+class TaskConfig(Task):
     """A team task.
 
     Attributes:
@@ -110,12 +101,10 @@ class TaskConfig:
 
     @property
     def foreign(self) -> bool:
-        """Whether the environment is not our own."""
         return self.name not in TASKS
 
     @property
     def environment_id(self) -> str:
-        """Gymnasium's id of the environment, "" where it is known by another name."""
         return gymnasium_id(self.name)
 
     @property
@@ -148,11 +137,6 @@ class TaskConfig:
         return changed | {"prey": prey.name, "prey_description": prey.description}
 
     def make(self, device: str = "cpu") -> Environments:
-        """The task's environments.
-
-        Raises:
-            UserError: the environment cannot be made with these settings.
-        """
         return ParallelEnvironments(self.parallel_env) if self.foreign else self._particles(device)
 
     def parallel_env(self, render_mode: str | None = None) -> ParallelEnv:
@@ -180,8 +164,19 @@ class TaskConfig:
             device=device,
         )
 
+    def collect(
+        self,
+        quality: str,
+        environments: Environments,
+        episodes: int,
+        seed: int,
+        *,
+        parallel: int = 256,
+        progress: Callable[[int], None] = lambda steps: None,
+    ) -> Collected:
+        return collected(self, quality, environments, episodes, seed, parallel=parallel, progress=progress)
+
     def dataset_id(self, quality: str) -> str:
-        """Minari id of the task's dataset of a quality."""
         if self.foreign:
             options = "-".join([quality, *(f"{name}{value}" for name, value in sorted(self.options.items()))])
             if len(options) > 100:

@@ -1,12 +1,10 @@
 """Environments made elsewhere: any of PettingZoo's or Gymnasium's by name or import path, and multi-agent MuJoCo."""
 
 import importlib
-import io
 import re
 import sys
-import warnings
 from collections.abc import Mapping
-from contextlib import redirect_stderr, suppress
+from contextlib import suppress
 from functools import partial
 from operator import attrgetter
 from pathlib import Path
@@ -19,7 +17,8 @@ from gymnasium.error import Error as GymnasiumError
 from pettingzoo import AECEnv, ParallelEnv
 
 from core.errors import UserError, nearest
-from marl.single import SingleAgentEnv
+from core.mujoco import hear, import_mujoco
+from core.single import SingleAgentEnv
 
 MAMUJOCO = "mamujoco/"
 GYMNASIUM = "gym/"
@@ -61,7 +60,7 @@ def foreign_env(name: str, options: Mapping[str, Any]) -> ParallelEnv:
         return _mamujoco(name, options)
     make = _registered(name) if "/" in name else _imported(name)
     if mujoco := sys.modules.get("mujoco"):
-        _hear(mujoco)
+        hear(mujoco)
     try:
         environment = make(**options)
     except _REFUSALS as error:
@@ -152,13 +151,7 @@ def _refused(name: str, options: Mapping[str, Any], error: Exception) -> str:
 
 
 def _mamujoco(name: str, options: Mapping[str, Any]) -> ParallelEnv:
-    try:
-        with redirect_stderr(io.StringIO()):  # it has news of other environments
-            import mujoco
-            from gymnasium_robotics import mamujoco_v1
-    except ImportError as error:
-        raise UserError("multi-agent MuJoCo needs the mamujoco extra: pip install 'convoy-rl[mamujoco]'") from error
-    _hear(mujoco)
+    mamujoco_v1 = import_mujoco()
     scenario, _, configuration = name.removeprefix(MAMUJOCO).partition("-")
     try:
         return mamujoco_v1.parallel_env(scenario, configuration or None, **options)
@@ -167,14 +160,3 @@ def _mamujoco(name: str, options: Mapping[str, Any]) -> ParallelEnv:
         if type(error) is not Exception and not isinstance(error, _REFUSALS):
             raise
         raise UserError(f"{_refused(name, options, error)}; names are as mamujoco/HalfCheetah-2x3") from error
-
-
-def _hear(mujoco: Any) -> None:
-    """Make MuJoCo's warnings Python's: by itself it writes MUJOCO_LOG.TXT to wherever it runs."""
-    if mujoco.get_mju_user_warning() is None:
-        mujoco.set_mju_user_warning(_warn)
-
-
-def _warn(text: str) -> None:
-    if "deprecated" not in text:  # in Gymnasium's models
-        warnings.warn(f"MuJoCo: {text}", stacklevel=2)

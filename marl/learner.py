@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from core.algorithm import Acting, Algorithm, GuidanceConfig, Phase
+from core.acting import Acting, GuidanceConfig
+from core.algorithm import Algorithm, Phase
 from core.critics import CriticConfig, Critics
 from core.data import Affine, Trajectories, Transitions
 from core.device import device_of

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from core.acting import Acting, GuidanceConfig
 from core.actions import execute
-from core.algorithm import Acting, Algorithm, GuidanceConfig, Phase
+from core.algorithm import Algorithm, Phase
 from core.data import Trajectories, WindowBatch, Windows, drop_conditions
 from core.data.normalisers import Normaliser, normaliser_of
 from core.denoiser import Denoiser

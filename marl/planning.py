@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from core.algorithm import Acting, GuidanceConfig
+from core.acting import Acting, Asked, GuidanceConfig
 from core.denoiser import Denoiser
 from core.errors import UserError
 from core.noise import normal
@@ -85,9 +85,9 @@ class MADiffPolicy(Reactive):
         self.scale: float | Tensor = self.acting.guidance.scale
         self.returns: float | Tensor = self.acting.guidance.returns
         if self.guidance:
-            scale, rank = GuidanceConfig.of_episodes(self.guidance, seeds)
+            asked = Asked.of(self.guidance, seeds)
             plans = agents if self.alone else 1
-            self.scale, self.returns = (values.repeat_interleave(plans) for values in (scale, rank))
+            self.scale, self.returns = (each.repeat_interleave(plans) for each in (asked.scales, asked.returns))
             self.returns = self.returns[:, None].expand(-1, agents)
         if self.alone:
             self.keys = (self.keys[:, None] * agents + torch.arange(agents)).flatten()

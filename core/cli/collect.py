@@ -5,7 +5,6 @@ from dataclasses import asdict
 
 import torch
 
-import marl
 from core.cli.commands import Collect, data_root
 from core.cli.compose import configure
 from core.data import Provenance, write_dataset
@@ -43,8 +42,7 @@ def collect(config: Collect, progress: Callable[[int], None] = lambda steps: Non
         raise UserError(f"dataset {dataset_id} already exists in {root}: pass overwrite=true to replace it")
     check_writable(root)
     with task.make() as environments:
-        made = marl.collect_episodes(
-            task,
+        made = task.collect(
             config.quality,
             environments,
             config.episodes,

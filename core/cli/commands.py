@@ -1,6 +1,5 @@
 """What each verb is configured by."""
 
-import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,9 @@ from typing import Any
 from omegaconf import MISSING
 
 import marl
-from core.algorithm import Acting, GuidanceConfig
+import safe
+from core.acting import Acting, GuidanceConfig
+from core.cli.registry import ALGORITHMS
 from core.config import register
 from core.data import CurationConfig
 from core.data.storage import default_root
@@ -37,7 +38,7 @@ class Collect:
         parallel: environments stepped at once.
     """
 
-    task: marl.TaskConfig = field(default_factory=marl.TaskConfig)
+    task: Any = MISSING
     quality: str = "expert"
     episodes: int = 2000
     seed: int = 0
@@ -62,7 +63,7 @@ class Train:
         loggers: that get the metrics as well: tensorboard, wandb (offline), mlflow; see `core.loggers`.
     """
 
-    task: marl.TaskConfig = field(default_factory=marl.TaskConfig)
+    task: Any = MISSING
     algo: Any = MISSING
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     curation: CurationConfig = field(default_factory=CurationConfig)
@@ -125,7 +126,7 @@ class ShiftConfig:
     """How the environments of an evaluation differ from those that a run was trained for; None is as trained.
 
     Attributes:
-        agents, landmarks, missing, circle, speed, max_cycles, prey: of `marl.TaskConfig`.
+        agents, landmarks, missing, circle, speed, max_cycles, prey: of the task, as far as it has them.
     """
 
     agents: int | None = None
@@ -136,24 +137,29 @@ class ShiftConfig:
     max_cycles: int | None = None
     prey: str | None = None
 
-    def of(self, task: marl.TaskConfig) -> marl.TaskConfig:
+    def of(self, task: Any) -> Any:
         """The task with what differs.
 
         Raises:
             UserError: it makes no task.
         """
         given = {name: value for name, value in vars(self).items() if value is not None}
+        for name in given:
+            if not hasattr(task, name):
+                raise UserError(f"shift.{name} means nothing to {task.name}, which has no {name}")
         try:
             return replace(task, **given)
         except ValueError as error:
             words = ", ".join(f"{name} {value}" for name, value in given.items())
             raise UserError(f"{words} makes no task of {task.name}: {error}") from error
 
-    def label(self, task: marl.TaskConfig) -> str:
+    def label(self, task: Any) -> str:
         """What differs from the task."""
         shifted = self.of(task)
         words = [
-            f"{name} {getattr(shifted, name)}" for name in vars(self) if getattr(shifted, name) != getattr(task, name)
+            f"{name} {getattr(shifted, name)}"
+            for name in vars(self)
+            if getattr(shifted, name, None) != getattr(task, name, None)
         ]
         return ", ".join(words)
 
@@ -166,7 +172,7 @@ class Evaluate(Acting):
         shift: how the environments differ from those trained for, such as shift.agents=5 or shift.speed=0.5.
         run: a run's folder, or one that holds runs. episodes: how many. seed: of the first; the others follow it.
         parallel: environments stepped at once, with one planning call for all of them.
-        cost_limit: budget of the cost of an episode, averaged over agents, to hold the costs against.
+        guidance: what is asked of it; `budget=` for short sets guidance.budget, which costs are held against as well.
         device: "auto" takes CUDA where there is one. threads: CPU threads of a process.
         workers: processes that share the cells of a grid; 0 takes one for each core.
     """
@@ -176,7 +182,6 @@ class Evaluate(Acting):
     episodes: int = 200
     seed: int = 1_000_000
     parallel: int = 256
-    cost_limit: float | None = None
     device: str = "auto"
     threads: int = 1
     workers: int = 1
@@ -186,8 +191,6 @@ class Evaluate(Acting):
         _at_least(1, self, "episodes", "parallel", "threads")
         _at_least(0, self, "seed", "workers")
         check_device(self.device)
-        if self.cost_limit is not None and not 0 <= self.cost_limit < math.inf:
-            raise ValueError(f"cost_limit must be at least 0, got {self.cost_limit}")
         if not self.run:
             raise ValueError("run= is empty: name a run's folder, or one that holds runs")
 
@@ -226,9 +229,10 @@ def register_schemas() -> None:
     """Tell Hydra of every dataclass that the YAML files build on."""
     for command in (Collect, Train, Sweep, Evaluate, Demo):
         register(f"schema_{command.__name__.lower()}", command)
-    for name, algorithm in marl.ALGORITHMS.items():
+    for name, algorithm in ALGORITHMS.items():
         register(f"schema_{name}", algorithm.config_class, "algo")
     register("schema", marl.TaskConfig, "task")
+    register("schema_safe", safe.SafeTaskConfig, "task")
     register("schema", TrainerConfig, "trainer")
     register("schema", SamplerConfig, "sampler")
     register("schema", GuidanceConfig, "guidance")

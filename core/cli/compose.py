@@ -1,6 +1,7 @@
 """From a verb's arguments to its checked configuration."""
 
 import inspect
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,9 @@ from core.cli.commands import register_schemas
 from core.config import compose_all, grid, presets, to_object
 from core.errors import UserError
 from core.progress import console
+
+#: Options that are short for one of a group.
+_SHORT = re.compile(r"^(budget)(?==)")
 
 
 def configure(verb: str, arguments: Sequence[str]) -> Any | None:
@@ -31,7 +35,7 @@ def configure_each(verb: str, arguments: Sequence[str]) -> list[tuple[list[str],
     """`configure_grid` with each combination beside its command object."""
     register_schemas()
     flags = {argument for argument in arguments if argument in ("-h", "--help", "--cfg")}
-    overrides = [argument for argument in arguments if argument not in flags]
+    overrides = [_SHORT.sub(r"guidance.\1", argument) for argument in arguments if argument not in flags]
     combinations = list(grid(overrides))
     composed = compose_all(verb, combinations)
     if flags:

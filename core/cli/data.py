@@ -19,6 +19,7 @@ from core.errors import UserError, nearest
 from core.progress import bar, console
 from core.runs import versions
 from core.statistics import mean_interval
+from core.tasks import References
 from marl.environments import REFERENCES
 
 _USAGE = "convoy data list | info DATASET | import PATH id=DATASET | import minari:DATASET  [data=FOLDER]"
@@ -224,7 +225,7 @@ def _deviation(scores: torch.Tensor) -> float:
 
 def _normalised(dataset: Dataset, score: float) -> str:
     references = dataset.provenance.references
-    return f"{marl.References(**references).normalise(score):.1f}" if references else ""
+    return f"{References(**references).normalise(score):.1f}" if references else ""
 
 
 def _info(dataset: Dataset) -> None:

@@ -3,11 +3,12 @@
 import json
 from pathlib import Path
 
-from core.algorithm import GuidanceConfig
+from core.acting import GuidanceConfig
+from core.cli.cells import distinct
 from core.cli.collect import collect
 from core.cli.commands import Collect, Demo, Evaluate, Train, register_schemas
 from core.cli.compose import configure
-from core.cli.evaluate import distinct, evaluate
+from core.cli.evaluate import evaluate
 from core.cli.pool import Job, Report, run_jobs
 from core.cli.report import report_page
 from core.cli.show import print_protocol, print_rows

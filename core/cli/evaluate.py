@@ -1,6 +1,7 @@
 """`convoy evaluate`: every combination of the given options over trained runs, each rolled out once."""
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from itertools import groupby
@@ -9,29 +10,34 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-import marl
 import safe
+from core.acting import GuidanceConfig
 from core.algorithm import Algorithm
 from core.checkpoints import read_metadata
+from core.cli.cells import algorithm_of, cells_of, distinct, found, heeds_budgets, missing, task_of
 from core.cli.commands import Evaluate
 from core.cli.compose import configure_grid
 from core.cli.pool import Job, Report, run_jobs, workers_of
 from core.cli.show import print_protocol, print_rows
-from core.config import from_dict, swept
-from core.errors import UserError, nearest
+from core.config import swept
+from core.errors import UserError
 from core.evaluations import Cell, Row
 from core.files import locked
 from core.frames import find_runs
+from core.noise import normal
 from core.progress import bar, console
-from core.rollout import rollout
+from core.rollout import policy_keys, rollout
 from core.runs import Run, version
-from core.samplers.config import number
 from core.statistics import mean_interval
+from core.tasks import Task
 
 Progress = Callable[[int], None]
 
 #: Options that do not change a cell.
 _HOW = ("parallel", "device", "threads", "workers")
+
+#: Stream of an episode's noise that says when its budget changes.
+_CHANGE = -10
 
 
 def command(arguments: list[str]) -> None:
@@ -67,78 +73,12 @@ def _trained(folder: str) -> list[Run]:
     return [run for run in runs if run.checkpoint.exists()]
 
 
-def _references(task: marl.TaskConfig) -> str:
+def _references(task: Task) -> str:
     """What a normalised score of the task means."""
     if task.references is None:
         return f"{task.name} with these settings has no reference scores"
     scores = task.references
     return f"normalised: 0 is {scores.random:g}, 100 is {scores.expert:g} ({scores.source})"
-
-
-def algorithm_of(run: Run) -> type[Algorithm]:
-    """The class of a run's algorithm.
-
-    Raises:
-        UserError: the run names none that exists.
-    """
-    name = str(run.config["algo"].get("name"))
-    if name not in marl.ALGORITHMS:
-        raise UserError(f"{run.folder} is a run of an unknown algorithm {name!r}: {nearest(name, marl.ALGORITHMS)}")
-    return marl.ALGORITHMS[name]
-
-
-def task_of(run: Run) -> marl.TaskConfig:
-    """The task that a run was trained for.
-
-    Raises:
-        UserError: its configuration describes none.
-    """
-    task = from_dict(marl.TaskConfig, run.config["task"], f"{run.folder}/config.yaml")
-    assert isinstance(task, marl.TaskConfig)
-    return task
-
-
-def cells_of(run: Run, commands: Sequence[Evaluate]) -> list[Cell]:
-    """What each command evaluates of a run; equal for those that differ only in what its algorithm does not use."""
-    algorithm = algorithm_of(run)
-    config = from_dict(algorithm.config_class, run.config["algo"], f"{run.folder}/config.yaml")
-    uses, task = algorithm.uses(config), task_of(run)
-    steps = int(read_metadata(run.checkpoint)["step"])
-    return [
-        Cell(
-            sampler=describe(command, uses, getattr(config, "horizon", 0)) if "sampler" in uses else "",
-            sampler_steps=command.sampler.steps if "sampler" in uses else None,
-            guidance_scale=command.guidance.scale if "scale" in uses else None,
-            returns=command.guidance.returns if "returns" in uses else None,
-            episodes=command.episodes,
-            seed=command.seed,
-            cost_limit=command.cost_limit,
-            training_steps=steps,
-            shift=command.shift.label(task),
-        )
-        for command in commands
-    ]
-
-
-def describe(command: Evaluate, uses: Collection[str], horizon: int = 0) -> str:
-    """The sampler's part of a table: all of the sampling side that an algorithm uses and nothing else tells.
-
-    horizon: of the plans that it was trained on.
-    """
-    temperature = f"temperature {number(command.temperature)}" if command.temperature != 1 else ""
-    plans = command.planning
-    plans = replace(plans, horizon=0) if plans.horizon == horizon else plans
-    planning = str(plans) if "planning" in uses else ""
-    selection = str(command.selection) if "selection" in uses else ""
-    return ", ".join(filter(None, (str(command.sampler), temperature, planning, selection)))
-
-
-def distinct(run: Run, commands: Sequence[Evaluate]) -> list[Evaluate]:
-    """The commands without those whose cell an earlier one has."""
-    once: dict[Cell, Evaluate] = {}
-    for cell, command in zip(cells_of(run, commands), commands, strict=True):
-        once.setdefault(cell, command)
-    return list(once.values())
 
 
 def evaluate_all(grid: Sequence[tuple[Run, Sequence[Evaluate]]], *, workers: int = 1) -> list[list[Row]]:
@@ -196,38 +136,26 @@ def evaluate(run: Run, commands: Sequence[Evaluate], progress: Progress = lambda
         return found(run, commands)
 
 
-def missing(run: Run, commands: Sequence[Evaluate]) -> list[Evaluate]:
-    """The commands whose cells have no row in the run's table yet, each cell once."""
-    known = {row.cell for row in run.rows()}
-    once = distinct(run, commands)
-    return [command for cell, command in zip(cells_of(run, once), once, strict=True) if cell not in known]
-
-
-def found(run: Run, commands: Sequence[Evaluate]) -> list[Row]:
-    """The rows of the commands' cells."""
-    rows = {row.cell: row for row in run.rows()}
-    return [rows[cell] for cell in cells_of(run, commands)]
-
-
 def roll_out(run: Run, commands: Sequence[Evaluate], progress: Progress = lambda steps: None) -> None:
     """Roll out each command's cell, several small ones at once, and add its row to the run's table."""
     if not commands:
         return
     tasks = {repr(command.shift): command.shift.of(task_of(run)) for command in commands}
+    heeded = heeds_budgets(run)
     algorithms: dict[str, Algorithm] = {}
     with ExitStack() as stack:
         made = {shift: stack.enter_context(task.make()) for shift, task in tasks.items()}
-        for pack in packs(commands):
+        for pack in packs(commands, heeded):
             torch.set_num_threads(pack[0].threads)
             device, shift = pack[0].device, repr(pack[0].shift)
             task, environments = tasks[shift], made[shift]
             if device not in algorithms:
                 algorithms[device] = algorithm_of(run).load(run.folder, device)
-            once = {_episodes(command): command for command in pack}  # limits of the cost share their episodes
+            once = {_episodes(command, heeded): command for command in pack}
             seeds = [seed for one in once.values() for seed in range(one.seed, one.seed + one.episodes)]
-            guidance = [one.guidance for one in once.values() for _ in range(one.episodes)] if len(once) > 1 else []
+            guidance = [one for command in once.values() for one in _guidance(command, task)]
             algorithm = algorithms[device].for_team(environments.spec)
-            policy = algorithm.policy(pack[0], guidance)
+            policy = algorithm.policy(pack[0], guidance if len(set(map(repr, guidance))) > 1 else ())
             result = rollout(policy, environments, seeds, parallel=pack[0].parallel, progress=progress)
             cells = cells_of(run, pack)
             if cells[0].training_steps != algorithm.steps:
@@ -240,27 +168,49 @@ def roll_out(run: Run, commands: Sequence[Evaluate], progress: Progress = lambda
             seconds = result.seconds_per_decision if len(once) == 1 else None
             run.append_rows(
                 [
-                    _row(run, task, cell, *outcomes[_episodes(command)], teams=teams, seconds=seconds)
+                    _row(
+                        run,
+                        task,
+                        cell,
+                        *outcomes[_episodes(command, heeded)],
+                        factor=command.guidance.budget_factor if heeded else 1.0,
+                        teams=teams,
+                        seconds=seconds,
+                    )
                     for cell, command in zip(cells, pack, strict=True)
                 ]
             )
 
 
-def packs(commands: Sequence[Evaluate]) -> Iterator[list[Evaluate]]:
+def _guidance(command: Evaluate, task: Task) -> list[GuidanceConfig]:
+    """What each episode of a command is asked for; a change of the budget that has no time of its own comes at one
+    between a quarter and three quarters of the episode, which its seed decides."""
+    guidance = command.guidance
+    seeds = range(command.seed, command.seed + command.episodes)
+    if guidance.budget is None or guidance.budget_factor == 1 or guidance.budget_change >= 0:
+        return [guidance] * len(seeds)
+    shares = torch.special.ndtr(normal(policy_keys(seeds), (1,), stream=_CHANGE)).flatten()
+    changes = ((0.25 + 0.5 * shares) * task.max_cycles).long().tolist()
+    return [replace(guidance, budget_change=change) for change in changes]
+
+
+def packs(commands: Sequence[Evaluate], heeded: bool = True) -> Iterator[list[Evaluate]]:
     """Commands that are rolled out together: what they ask of an episode may differ, their sampler may not.
+
+    heeded: whether budgets change the episodes; otherwise commands that differ in these alone share theirs.
 
     A command with `parallel` episodes or more fills a batch by itself. Guidance of scale 0 or 1 then costs one network
     call for each team instead of two.
     """
 
     def shared(command: Evaluate) -> str:
-        sampling = (command.sampler, command.planning, command.selection, command.temperature)
+        sampling = (command.sampler, command.planning, command.selection, command.move, command.temperature)
         return repr((*sampling, command.shift, command.parallel, command.device, command.threads))
 
-    for _, group in groupby(sorted(commands, key=lambda one: (shared(one), _episodes(one))), key=shared):
+    for _, group in groupby(sorted(commands, key=lambda one: (shared(one), _episodes(one, heeded))), key=shared):
         pack: list[Evaluate] = []
         for command in group:
-            sizes = {_episodes(one): one.episodes for one in [*pack, command]}
+            sizes = {_episodes(one, heeded): one.episodes for one in [*pack, command]}
             if len(sizes) > 1 and sum(sizes.values()) > command.parallel:
                 yield pack
                 pack = []
@@ -268,16 +218,27 @@ def packs(commands: Sequence[Evaluate]) -> Iterator[list[Evaluate]]:
         yield pack
 
 
-def _episodes(command: Evaluate) -> str:
+def _episodes(command: Evaluate, heeded: bool) -> str:
     """What tells the episodes of commands with one sampler apart."""
-    return repr((command.guidance, command.seed, command.episodes))
+    guidance = command.guidance if heeded else replace(command.guidance, budget=None)
+    return repr((guidance, command.seed, command.episodes))
 
 
 def _row(
-    run: Run, task: marl.TaskConfig, cell: Cell, scores: Tensor, costs: Tensor, *, teams: int, seconds: float | None
+    run: Run,
+    task: Task,
+    cell: Cell,
+    scores: Tensor,
+    costs: Tensor,
+    *,
+    factor: float,
+    teams: int,
+    seconds: float | None,
 ) -> Row:
     mean, interval = mean_interval(scores)
-    limit = cell.cost_limit
+    allowed = None if cell.budget is None else cell.budget * factor
+    spent = safe.summarise_costs(costs, allowed or 0.0)
+    cost, (low, high) = mean_interval(costs)
     return Row(
         dataset=run.dataset,
         method=run.method,
@@ -285,10 +246,14 @@ def _row(
         return_mean=mean,
         interval=interval,
         normalised_score=task.references.normalise(mean) if task.references else None,
-        cost_mean=float(costs.mean()),
+        cost_mean=cost,
+        cost_low=low if math.isfinite(low) else None,
+        cost_high=high if math.isfinite(high) else None,
+        cost_worst=spent.worst,
+        cost_tail=spent.cvar,
         seconds_per_decision=seconds,
         teams=teams,
         training_seconds=float(read_metadata(run.checkpoint)["seconds"]),
-        violation_rate=None if limit is None else safe.summarise_costs(costs, limit).violation_rate,
+        violation_rate=None if allowed is None else spent.violation_rate,
         version=version(),
     )

@@ -6,8 +6,9 @@ from pathlib import Path
 import torch
 
 import marl
-from core.algorithm import Acting, Algorithm, GuidanceConfig, PlanningConfig
-from core.cli.evaluate import algorithm_of, task_of
+from core.acting import Acting, GuidanceConfig, PlanningConfig
+from core.algorithm import Algorithm
+from core.cli.cells import algorithm_of, task_of
 from core.cli.show import protocol_facts
 from core.errors import UserError
 from core.evaluations import Row

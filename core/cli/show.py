@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.measure import Measurement
 from rich.table import Table
 
+from core.cli.cells import heeds_budgets
 from core.evaluations import Row
 from core.progress import console
 from core.runs import Run
@@ -24,7 +25,7 @@ def _number(value: float | None) -> str:
 
 
 def _above(row: Row) -> str:
-    return "" if row.violation_rate is None else f"{row.violation_rate:.0%} > {_number(row.cost_limit)}"
+    return "" if row.violation_rate is None else f"{row.violation_rate:.0%} > {_number(row.budget)}"
 
 
 def _task(run: Run) -> str:
@@ -50,12 +51,12 @@ _COLUMNS: list[tuple[str, bool, Callable[[Run, Row], str]]] = [
     ("95% interval", True, lambda run, row: f"{row.interval[0]:.2f} to {row.interval[1]:.2f}"),
     ("score", True, lambda run, row: "" if row.normalised_score is None else f"{row.normalised_score:.1f}"),
     ("cost", True, lambda run, row: f"{row.cost_mean:.2f}"),
-    ("above limit", True, lambda run, row: _above(row)),
+    ("above budget", True, lambda run, row: _above(row)),
     ("ms", True, lambda run, row: "" if row.seconds_per_decision is None else f"{1e3 * row.seconds_per_decision:.3g}"),
 ]
 
 #: Columns that stand in the table even where all rows agree.
-_RESULTS = ("return", "95% interval", "score", "cost", "above limit", "ms")
+_RESULTS = ("return", "95% interval", "score", "cost", "above budget", "ms")
 
 #: Columns that a narrow terminal does without, the first ones first.
 _DISPENSABLE = ("ms", "cost", "steps", "asked", "95% interval")
@@ -101,7 +102,8 @@ def _print_seeds(rows: Sequence[tuple[Run, Row]]) -> None:
     groups: dict[tuple[Any, ...], dict[int, Row]] = {}
     names = {repr(run.config["task"]): _task(run) for run, _ in rows}
     for run, row in rows:
-        cell = replace(row.cell, cost_limit=None)  # of the same episodes, whatever their cost is held against
+        # Where nothing heeds a budget, its rows are of the same episodes.
+        cell = row.cell if heeds_budgets(run) else replace(row.cell, budget=None)
         groups.setdefault((repr(run.config["task"]), row.dataset, row.method, cell), {})[
             run.config["trainer"]["seed"]
         ] = row

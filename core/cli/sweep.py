@@ -10,11 +10,11 @@ from pathlib import Path
 from omegaconf import DictConfig
 from torch import nn
 
-import marl
 from core.cli.commands import Sweep, data_root
 from core.cli.compose import configure_each
 from core.cli.launchers import launch
 from core.cli.pool import Job, Report, cores, run_jobs
+from core.cli.registry import ALGORITHMS
 from core.cli.train import choice
 from core.cli.trainings import (
     build,
@@ -103,7 +103,7 @@ def _refuse_one_folder_for_two(configs: Sequence[Sweep]) -> None:
 
 def stack_size(config: Sweep, seeds: int) -> int:
     """Seeds of a job: all workers get some, where the algorithm allows a stack and the network gains by it."""
-    if seeds == 1 or not marl.ALGORITHMS[config.algo.name].stackable:
+    if seeds == 1 or not ALGORITHMS[config.algo.name].stackable:
         return 1
     if config.stack:
         return config.stack
@@ -170,7 +170,7 @@ def _is_left(job: Sweep) -> bool:
     config_of = runs_of(job)
     if groups(config_of):
         return True
-    algo = marl.ALGORITHMS[job.algo.name].completed(job.algo)
+    algo = ALGORITHMS[job.algo.name].completed(job.algo)
     for folder, config in config_of.items():
         run = Run.open(folder)
         named = dataset_name(config)

@@ -4,9 +4,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from core.cli.cells import task_of
 from core.cli.collect import collect
 from core.cli.commands import Evaluate, Sweep, data_root, register_schemas
-from core.cli.evaluate import evaluate_all, task_of
+from core.cli.evaluate import evaluate_all
 from core.cli.sweep import Training, named, run_sweep, runs_of, share_out
 from core.cli.trainings import dataset_name
 from core.config import compose_config, to_object

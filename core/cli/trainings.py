@@ -12,10 +12,10 @@ from pathlib import Path
 
 import torch
 
-import marl
 from core.algorithm import Algorithm
 from core.checkpoints import read_metadata, settle
 from core.cli.commands import Train, data_root
+from core.cli.registry import ALGORITHMS
 from core.data import CurationConfig, Dataset, Trajectories, read_dataset, read_provenance
 from core.device import device_of
 from core.environments import TeamSpec
@@ -83,7 +83,7 @@ def train_together(
     device_of(config.trainer.device)
     dataset = load_dataset(config)
     trajectories = curated(config, dataset)
-    completed = marl.ALGORITHMS[config.algo.name].completed(config.algo)
+    completed = ALGORITHMS[config.algo.name].completed(config.algo)
     build(completed, dataset.spec)  # before any folder is made
     unfinished: list[Path] = []
     with ExitStack() as locks:
@@ -199,7 +199,7 @@ def build(config: object, spec: TeamSpec) -> Algorithm:
     """
     name = getattr(config, "name", "")
     try:
-        return marl.ALGORITHMS[name](config, spec)
+        return ALGORITHMS[name](config, spec)
     except ValueError as error:
         raise UserError(str(error)) from error
 

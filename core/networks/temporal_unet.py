@@ -1,7 +1,6 @@
 """The temporal U-Net of the trajectory-diffusion papers, over plans with an agent axis."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from einops import rearrange
@@ -9,59 +8,9 @@ from torch import Tensor, nn
 
 from core.networks.embeddings import PlanEmbedding, TimeEmbedding
 from core.networks.mixing import MixerFactory, mix, silence
+from core.networks.temporal_blocks import ACTIVATIONS, Conv, Pair, ResidualBlock, check_horizon
 
-ACTIVATIONS = {"mish": nn.Mish, "silu": nn.SiLU}
 DECODERS = ("light", "published")
-
-
-@dataclass(frozen=True)
-class _Conv:
-    """What every convolution block of a network has in common."""
-
-    kernel: int
-    groups: int
-    activation: str
-
-    def block(self, inputs: int, outputs: int) -> nn.Sequential:
-        return nn.Sequential(
-            nn.Conv1d(inputs, outputs, self.kernel, padding=self.kernel // 2),
-            nn.GroupNorm(self.groups, outputs),
-            ACTIVATIONS[self.activation](),
-        )
-
-
-class _ResidualBlock(nn.Module):
-    """Two convolution blocks with the embedding added in between."""
-
-    def __init__(self, inputs: int, outputs: int, embedding: int, conv: _Conv):
-        super().__init__()
-        self.first = conv.block(inputs, outputs)
-        self.second = conv.block(outputs, outputs)
-        self.embed = nn.Linear(embedding, outputs)
-        self.skip = nn.Conv1d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
-
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        h = self.first(x) + self.embed(embedding)[..., None]
-        return self.second(h) + self.skip(x)
-
-
-class _Pair(nn.Module):
-    """The two residual blocks of a level."""
-
-    def __init__(self, first: _ResidualBlock, second: _ResidualBlock):
-        super().__init__()
-        self.first, self.second = first, second
-
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        return self.second(self.first(x, embedding), embedding)
-
-
-def _check_horizon(horizon: int, levels: int) -> None:
-    if horizon < 1 or horizon % 2 ** (levels - 1):
-        raise ValueError(
-            f"horizon {horizon} does not fit a U-Net of {levels} levels: "
-            f"choose a multiple of {2 ** (levels - 1)}, or fewer multipliers"
-        )
 
 
 class TemporalUNet(nn.Module):
@@ -101,7 +50,7 @@ class TemporalUNet(nn.Module):
     ):
         super().__init__()
         levels = len(multipliers)
-        _check_horizon(horizon, levels)
+        check_horizon(horizon, levels)
         if width % groups:
             raise ValueError(f"width {width} must be a multiple of the {groups} normalisation groups")
         if kernel % 2 == 0:
@@ -110,16 +59,16 @@ class TemporalUNet(nn.Module):
             raise ValueError(f"unknown activation {activation!r}: choose one of {', '.join(ACTIVATIONS)}")
         if decoder not in DECODERS:
             raise ValueError(f"unknown decoder {decoder!r}: choose one of {', '.join(DECODERS)}")
-        conv = _Conv(kernel, groups, activation)
+        conv = Conv(kernel, groups, activation)
         self.embedding = PlanEmbedding(width, condition_dim, features, current)
         embedding = self.embedding.width
         channels = [width * m for m in multipliers]
 
-        def block(inputs: int, outputs: int) -> _ResidualBlock:
-            return _ResidualBlock(inputs, outputs, embedding, conv)
+        def block(inputs: int, outputs: int) -> ResidualBlock:
+            return ResidualBlock(inputs, outputs, embedding, conv)
 
-        def pair(inputs: int, outputs: int) -> _Pair:
-            return _Pair(block(inputs, outputs), block(outputs, outputs))
+        def pair(inputs: int, outputs: int) -> Pair:
+            return Pair(block(inputs, outputs), block(outputs, outputs))
 
         self.activate = ACTIVATIONS[activation]()
         self.decoder = decoder
@@ -154,7 +103,7 @@ class TemporalUNet(nn.Module):
         is said of the others themselves means nothing.
         """
         batch, horizon, _, _ = x.shape
-        _check_horizon(horizon, len(self.down_blocks))
+        check_horizon(horizon, len(self.down_blocks))
         if present is not None:
             x, cond = silence(x, cond, present)
         embedding = self.activate(self.embedding(x, t, cond))

@@ -18,7 +18,7 @@ class Evaluation:
         sampler, sampler_steps, guidance_scale, returns: what it planned with, and what was asked of it.
         episodes: how many; seed: of the first.
         return_mean, return_low, return_high: over episodes, with its 95% interval.
-        normalised_score, cost_mean: of these episodes. violation_rate: share of them with a cost above cost_limit.
+        normalised_score, cost_mean: of these episodes. violation_rate: share of them with a cost above budget.
         seconds_per_decision: of the policy, for one team, with so many `teams` in one call.
     """
 
@@ -46,7 +46,7 @@ class Evaluation:
     return_high: float | None = None
     normalised_score: float | None = None
     cost_mean: float | None = None
-    cost_limit: float | None = None
+    budget: float | None = None
     violation_rate: float | None = None
     teams: int | None = None
     seconds_per_decision: float | None = None

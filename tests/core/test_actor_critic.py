@@ -6,8 +6,9 @@ import torch
 from scipy import stats
 from torch import nn
 
+from core.acting import Acting, SelectionConfig
 from core.actor_critic import ActorCritic
-from core.algorithm import Acting, Phase, SelectionConfig
+from core.algorithm import Phase
 from core.critics import CriticConfig
 from core.data import Trajectories, Transitions
 from core.environments import TeamSpec

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from core.algorithm import GuidanceConfig
+from core.acting import GuidanceConfig
 from core.cli import main
+from core.cli.cells import cells_of
 from core.cli.commands import Evaluate
 from core.cli.compose import configure_grid
-from core.cli.evaluate import cells_of, evaluate, evaluate_all, packs
+from core.cli.evaluate import evaluate, evaluate_all, packs
 from core.errors import UserError
 from core.evaluations import Cell
 from core.files import locked
@@ -131,9 +132,9 @@ def test_workers_share_a_grid_and_find_the_same(place):
 
 def test_costs_are_held_against_the_cell_s_own_limit(place):
     run = Run.open(place / "bc_returns")
-    commands = configure_grid("evaluate", ["run=bc_returns", "episodes=6", "cost_limit=0,100"])
+    commands = configure_grid("evaluate", ["run=bc_returns", "episodes=6", "budget=0,100"])
     none, all_of_it = evaluate(run, commands)
-    assert (none.cost_limit, all_of_it.cost_limit) == (0, 100)
+    assert (none.budget, all_of_it.budget) == (0, 100)
     assert all_of_it.violation_rate == 0
     assert none.cost_mean == pytest.approx(all_of_it.cost_mean)
 
@@ -170,7 +171,7 @@ def test_one_failing_cell_keeps_the_others(place, monkeypatch, capsys):
 
 def test_a_run_trained_further_during_its_evaluation_gets_no_row(place, monkeypatch):
     """The row would say that the weights it used are those of another step."""
-    from core.cli import evaluate as module
+    from core.cli import cells as module
 
     run, metadata = Run.open(place / "bc_returns"), module.read_metadata
     commands = configure_grid("evaluate", ["run=bc_returns", "episodes=2"])

@@ -23,7 +23,7 @@ ROW = Row(
 BARE = Row(
     dataset="mixed", method="bc", sampler="", guidance_scale=None, returns=None, return_mean=-20.0,
     interval=(-math.inf, math.inf), normalised_score=None, cost_mean=0.0, episodes=1, seed=3, seconds_per_decision=1e-5,
-    teams=1, training_steps=100, training_seconds=2.0, cost_limit=2.0, violation_rate=0.0,
+    teams=1, training_steps=100, training_seconds=2.0, budget=2.0, violation_rate=0.0,
 )  # fmt: skip
 
 

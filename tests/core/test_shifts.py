@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from core.cli import main
+from core.cli.cells import cells_of
 from core.cli.compose import configure, configure_grid
-from core.cli.evaluate import cells_of, evaluate
+from core.cli.evaluate import evaluate
 from core.rollout import rollout
 from core.runs import Run
 from marl import Cloning, TaskConfig

@@ -8,7 +8,8 @@ import torch
 import configs
 import marl
 from core import checkpoints
-from core.algorithm import Acting, Algorithm
+from core.acting import Acting
+from core.algorithm import Algorithm
 from core.cli.compose import configure
 from core.cli.train import train
 from core.data import Provenance, write_dataset

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import marl
-from core.algorithm import Acting, SelectionConfig
+from core.acting import Acting, SelectionConfig
 from core.cli.compose import configure
 from core.critics import CriticConfig
 from core.data import Trajectories, Transitions

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from core.algorithm import Acting, GuidanceConfig
+from core.acting import Acting, GuidanceConfig
 from core.data import Trajectories
 from core.environments import TeamSpec
 from core.rollout import Context

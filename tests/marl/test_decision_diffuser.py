@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from core.algorithm import Acting, GuidanceConfig
+from core.acting import Acting, GuidanceConfig
 from core.cli.commands import register_schemas
 from core.config import compose_config, to_object
 from core.rollout import rollout
 from core.samplers import SamplerConfig
 from core.training import Trainer, TrainerConfig
-from marl import MADiff, TaskConfig, collect_episodes
+from marl import MADiff, TaskConfig
 
 
 @pytest.mark.slow
@@ -21,7 +21,7 @@ def test_a_single_agent_learns_to_do_what_is_asked(tmp_path):
     task = TaskConfig(agents=1)
     with task.make() as environments:
         mixed, expert, random = (
-            collect_episodes(task, quality, environments, 400, 0, parallel=400).trajectories
+            task.collect(quality, environments, 400, 0, parallel=400).trajectories
             for quality in ("mixed", "expert", "random")
         )
         torch.manual_seed(0)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from core.algorithm import Acting, GuidanceConfig, SelectionConfig
+from core.acting import Acting, GuidanceConfig, SelectionConfig
 from core.critics import CriticConfig
 from core.data import Transitions
 from core.environments import TeamSpec

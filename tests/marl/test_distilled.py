@@ -7,7 +7,7 @@ import torch
 
 import core
 import marl
-from core.algorithm import Acting
+from core.acting import Acting
 from core.cli.compose import configure
 from core.cli.train import train
 from core.cli.trainings import build

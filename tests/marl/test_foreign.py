@@ -432,7 +432,7 @@ def test_mamujoco_without_its_extra(monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "gymnasium_robotics", None)
     assert main(["collect", "task.name=mamujoco/Ant-2x4", "quality=random", "data=data"]) == 2
-    expected = "convoy: multi-agent MuJoCo needs the mamujoco extra: pip install 'convoy-rl[mamujoco]'\n"
+    expected = "convoy: MuJoCo's tasks need the mamujoco extra: pip install 'convoy-rl[mamujoco]'\n"
     assert " ".join(capsys.readouterr().err.split()) == expected.strip()
 
 

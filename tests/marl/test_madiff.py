@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import core
-from core.algorithm import Acting, GuidanceConfig
+from core.acting import Acting, GuidanceConfig
 from core.data import Trajectories, return_ranks
 from core.environments import TeamSpec
 from core.errors import UserError

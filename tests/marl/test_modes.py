@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import core
-from core.algorithm import Acting, PlanningConfig
+from core.acting import Acting, PlanningConfig
 from core.data import Trajectories
 from core.environments import TeamSpec
 from core.errors import UserError

@@ -19,8 +19,8 @@ from core.cli import main
 from core.data import read_dataset, read_provenance
 from core.environments import TeamSpec
 from core.errors import UserError
+from core.single import SingleAgentEnv
 from marl import TaskConfig, parallel_env
-from marl.single import SingleAgentEnv
 
 TRACKS = '''
 import gymnasium

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from core.algorithm import Acting, PlanningConfig
+from core.acting import Acting, PlanningConfig
 from core.environments import TeamSpec
 from core.errors import UserError
 from core.noise import normal
