@@ -20,6 +20,7 @@ import torch
 import marl
 from core.algorithm import Algorithm
 from core.cli.sweep import SEEDS, WORK, work_of
+from core.cloning import Cloning, CloningConfig
 from core.data import Trajectories
 from core.environments import TeamSpec
 from core.files import write_text
@@ -44,8 +45,8 @@ class Case:
 
 def cloning(hidden: int, batch: int, seeds: int) -> Case:
     """Behaviour cloning."""
-    config = marl.CloningConfig(hidden=hidden)
-    return Case(f"cloning, hidden {hidden}", lambda: marl.Cloning(config, SPEC), batch, seeds, 40)
+    config = CloningConfig(hidden=hidden)
+    return Case(f"cloning, hidden {hidden}", lambda: Cloning(config, SPEC), batch, seeds, 40)
 
 
 def madiff(width: int, batch: int, seeds: int) -> Case:

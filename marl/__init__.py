@@ -3,7 +3,6 @@
 from core.algorithm import Algorithm
 from marl.attention import AgentAttention
 from marl.behaviours import QUALITIES, Steering, scripted_team
-from marl.cloning import Cloning, CloningConfig
 from marl.collecting import REPLAY
 from marl.cql import CQL, CQLConfig
 from marl.diffusion_policy import DiffusionPolicy
@@ -23,7 +22,6 @@ from marl.td3_bc import TD3BC, TD3BCConfig
 ALGORITHMS: dict[str, type[Algorithm]] = {
     "madiff": MADiff,
     "distilled": Distilled,
-    "cloning": Cloning,
     "diffusion_policy": DiffusionPolicy,
     "srpo": SRPO,
     "td3_bc": TD3BC,
@@ -45,8 +43,6 @@ __all__ = [
     "TD3BC",
     "AgentAttention",
     "CQLConfig",
-    "Cloning",
-    "CloningConfig",
     "DiffusionPolicy",
     "DiffusionPolicyConfig",
     "Distilled",

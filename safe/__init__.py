@@ -1,5 +1,53 @@
-"""Safety: how executed costs compare with a budget."""
+"""Safety: tasks with a cost, and how executed costs compare with a budget."""
 
+from core.algorithm import Algorithm
+from safe.bcq_lagrangian import BCQLagrangian, BCQLagrangianConfig
+from safe.controllers import Controller, Detour, GoToGoal, Swing, SwingUp
+from safe.decision_transformer import CDT
+from safe.decision_transformer_config import CDTConfig
+from safe.fronts import even, filtered
 from safe.metrics import CostSummary, summarise_costs
+from safe.pendulum import SafePendulum, SafePendulumEnv, pendulum_cost
+from safe.point_robot import PointRobot, PointRobotEnv
+from safe.tasks import TASKS, Quality, SafeTask, SafeTaskConfig
+from safe.trebi import BudgetedPlan, Trebi
+from safe.trebi_config import TrebiConfig
 
-__all__ = ["CostSummary", "summarise_costs"]
+#: Algorithms by the `name` of their configuration.
+ALGORITHMS: dict[str, type[Algorithm]] = {
+    "trebi": Trebi,
+    "cdt": CDT,
+    "bcq_lagrangian": BCQLagrangian,
+}
+
+__all__ = [
+    "ALGORITHMS",
+    "CDT",
+    "BCQLagrangian",
+    "BCQLagrangianConfig",
+    "CDTConfig",
+    "BudgetedPlan",
+    "Trebi",
+    "TrebiConfig",
+    # tasks
+    "TASKS",
+    "PointRobot",
+    "PointRobotEnv",
+    "Quality",
+    "SafePendulum",
+    "SafePendulumEnv",
+    "SafeTask",
+    "SafeTaskConfig",
+    "pendulum_cost",
+    # data
+    "Controller",
+    "Detour",
+    "GoToGoal",
+    "Swing",
+    "SwingUp",
+    "even",
+    "filtered",
+    # costs
+    "CostSummary",
+    "summarise_costs",
+]

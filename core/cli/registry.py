@@ -5,12 +5,13 @@ from typing import Any
 import marl
 import safe
 from core.algorithm import Algorithm
+from core.cloning import Cloning
 from core.config import from_dict
 from core.errors import UserError, nearest
 from core.tasks import Task
 
 #: Algorithms by the `name` of their configuration.
-ALGORITHMS: dict[str, type[Algorithm]] = {**marl.ALGORITHMS, **safe.ALGORITHMS}
+ALGORITHMS: dict[str, type[Algorithm]] = {"cloning": Cloning, **marl.ALGORITHMS, **safe.ALGORITHMS}
 
 
 def algorithm_class(name: str, where: str) -> type[Algorithm]:

@@ -112,10 +112,17 @@ class Trajectories:
 
     def returns_to_go(self, discount: float = 1.0) -> Tensor:
         """Discounted sum of the rewards from each row to the end of its episode [S, A]."""
-        result = self.rewards.double().clone()
+        return self._to_go(self.rewards, discount)
+
+    def costs_to_go(self, discount: float = 1.0) -> Tensor:
+        """Discounted sum of the costs from each row to the end of its episode [S, A]."""
+        return self._to_go(self.costs, discount)
+
+    def _to_go(self, values: Tensor, discount: float) -> Tensor:
+        result = values.double().clone()
         for ends in _steps_from_the_end(self.last):
             result[ends] += discount * result[ends + 1]
-        return result.to(self.rewards.dtype)
+        return result.to(values.dtype)
 
     def subset(self, episodes: Tensor) -> "Trajectories":
         """The trajectories of the given episodes [N], at least one, in the given order."""

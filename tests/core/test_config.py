@@ -8,7 +8,9 @@ import configs
 import marl
 from core.cli.commands import register_schemas
 from core.cli.compose import configure, configure_grid
+from core.cli.registry import ALGORITHMS
 from core.cli.trainings import build
+from core.cloning import CloningConfig
 from core.config import compose_all, compose_config, differences, from_dict, grid, to_object
 from core.data import Provenance
 from core.environments import TeamSpec
@@ -132,12 +134,12 @@ def test_a_grid_of_evaluations():
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_composes_and_builds(preset):
     config = configure("train", [f"algo={preset}"])
-    assert config.algo == marl.ALGORITHMS[config.algo.name].config_class(**vars(config.algo))
+    assert config.algo == ALGORITHMS[config.algo.name].config_class(**vars(config.algo))
     if config.algo.name == "distilled":  # its teacher's run says what it plans with
         config.algo.planner = marl.MADiffConfig()
     with torch.device("meta"):
         algorithm = build(config.algo, TeamSpec(3, 18, 2))
-    assert isinstance(algorithm, marl.ALGORITHMS[config.algo.name])
+    assert isinstance(algorithm, ALGORITHMS[config.algo.name])
     phases = [parameter for phase in algorithm.phases() for parameter in phase.parameters]
     assert {id(parameter) for parameter in phases} == {
         id(parameter) for parameter in algorithm.parameters() if parameter.requires_grad
@@ -151,9 +153,9 @@ def test_presets_are_what_they_say():
     assert train() == train("algo=madiff")
     assert train().algo == marl.MADiffConfig()
     assert train().trainer == TrainerConfig()
-    assert train("algo=bc").algo == marl.CloningConfig()
-    assert train("algo=bc_returns").algo == marl.CloningConfig(condition=True)
-    assert train("algo=bc_best").algo == marl.CloningConfig(best=0.1)
+    assert train("algo=bc").algo == CloningConfig()
+    assert train("algo=bc_returns").algo == CloningConfig(condition=True)
+    assert train("algo=bc_best").algo == CloningConfig(best=0.1)
     assert train("algo=bc").trainer.steps == 8000
     published = train("algo=madiff_published")
     assert (published.algo.width, published.trainer.steps, published.trainer.learning_rate) == (128, 1_000_000, 2e-4)

@@ -15,12 +15,13 @@ from core.cli.cells import cells_of
 from core.cli.commands import Evaluate
 from core.cli.compose import configure_grid
 from core.cli.evaluate import evaluate, evaluate_all, packs
+from core.cloning import Cloning
 from core.errors import UserError
 from core.evaluations import Cell
 from core.files import locked
 from core.runs import Run
 from core.samplers import SamplerConfig
-from marl import Cloning, MADiff
+from marl import MADiff
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 FAST = [

@@ -9,9 +9,10 @@ from core.cli import main
 from core.cli.cells import cells_of
 from core.cli.compose import configure, configure_grid
 from core.cli.evaluate import evaluate
+from core.cloning import Cloning
 from core.rollout import rollout
 from core.runs import Run
-from marl import Cloning, TaskConfig
+from marl import TaskConfig
 
 FAST = ["trainer.steps=20", "trainer.batch_size=16", "trainer.device=cpu", "data=data", "algo=bc", "algo.hidden=16"]
 

@@ -9,11 +9,12 @@ from torch import nn
 import marl
 from core import checkpoints
 from core.algorithm import Algorithm, Phase
+from core.cloning import Cloning, CloningConfig
 from core.environments import TeamSpec
 from core.rollout import rollout
 from core.stacking import Stack
 from core.training import Trainer, TrainerConfig, read_metrics
-from marl import Cloning, CloningConfig, InverseConfig, MADiff, MADiffConfig
+from marl import InverseConfig, MADiff, MADiffConfig
 
 CONFIG = TrainerConfig(
     steps=12, batch_size=8, learning_rate=0.01, warmup=3, ema=0.9, checkpoint_every=5, log_every=4, gradient_clip=0.5

@@ -23,12 +23,12 @@ from core.cli import main, sweep
 from core.cli.compose import configure_each
 from core.cli.sweep import named, share_out
 from core.cli.trainings import steps_done
+from core.cloning import Cloning
 from core.config import swept
 from core.files import locked
 from core.runs import Run
 from core.stacking import Stack
 from core.training import Trainer, read_metrics
-from marl import Cloning
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 FAST = [

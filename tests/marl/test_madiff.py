@@ -5,6 +5,7 @@ import torch
 
 import core
 from core.acting import Acting, GuidanceConfig
+from core.cloning import Cloning, CloningConfig
 from core.data import Trajectories, return_ranks
 from core.environments import TeamSpec
 from core.errors import UserError
@@ -13,7 +14,7 @@ from core.rollout import Context, policy_keys
 from core.runs import Run
 from core.samplers import SamplerConfig
 from core.training import Trainer, TrainerConfig
-from marl import AgentAttention, Cloning, CloningConfig, InverseConfig, MADiff, MADiffConfig
+from marl import AgentAttention, InverseConfig, MADiff, MADiffConfig
 
 A, O, U = 3, 5, 2  # noqa: E741
 SPEC = TeamSpec(A, O, U)

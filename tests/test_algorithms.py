@@ -11,6 +11,7 @@ from core import checkpoints
 from core.acting import Acting
 from core.algorithm import Algorithm
 from core.cli.compose import configure
+from core.cli.registry import ALGORITHMS
 from core.cli.train import train
 from core.data import Provenance, write_dataset
 from core.rollout import rollout
@@ -32,8 +33,8 @@ def root(tmp_path_factory):
 
 
 def test_the_registry():
-    assert {configure("train", [f"algo={preset}"]).algo.name for preset in PRESETS} == set(marl.ALGORITHMS)
-    for name, algorithm in marl.ALGORITHMS.items():
+    assert {configure("train", [f"algo={preset}"]).algo.name for preset in PRESETS} == set(ALGORITHMS)
+    for name, algorithm in ALGORITHMS.items():
         assert issubclass(algorithm, Algorithm)
         assert algorithm.config_class().name == name
 
@@ -42,7 +43,7 @@ def test_the_registry():
 def test_train_save_load_act(preset, root, tmp_path):
     arguments = [f"algo={preset}", f"data={root}", "trainer.steps=3", "trainer.batch_size=4", "trainer.device=cpu"]
     run = train(configure("train", arguments), tmp_path / "run")
-    loaded = marl.ALGORITHMS[run.config["algo"]["name"]].load(run.folder)
+    loaded = ALGORITHMS[run.config["algo"]["name"]].load(run.folder)
     tensors, metadata = checkpoints.load(run.checkpoint)
     assert metadata["step"] == "3"
     averages = checkpoints.strip(tensors, "ema.")

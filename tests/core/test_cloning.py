@@ -5,12 +5,12 @@ import torch
 import torch.nn.functional as F
 
 from core.acting import Acting, GuidanceConfig
+from core.cloning import Cloning, CloningConfig
 from core.data import Trajectories
 from core.environments import TeamSpec
 from core.rollout import Context
 from core.stacking import Stack
 from core.training import Trainer, TrainerConfig
-from marl import Cloning, CloningConfig
 
 SPEC = TeamSpec(2, 3, 2)
 TRAINER = TrainerConfig(steps=400, batch_size=64, learning_rate=1e-2, warmup=10, ema=0.9, device="cpu")
@@ -71,6 +71,7 @@ def test_it_learns_a_linear_policy(tmp_path):
     expected = linear(1)(fresh()).clamp(-1, 1)
     assert error(cloning.act(fresh(), 0.9), expected) < 0.02
     policy = cloning.policy(acting(0.9))
+    policy.reset(range(200))
     context = Context(0, torch.ones(200, dtype=torch.bool))
     assert torch.equal(policy.act(fresh(), context), cloning.act(fresh(), 0.9))
     assert torch.equal(policy.act(fresh(), context), cloning.act(fresh(), 0.1))
@@ -92,7 +93,9 @@ def test_returns_decide_where_the_data_depends_on_them(tmp_path):
     assert error(cloning.act(fresh(), 1.0), expected) < 0.1
     assert error(cloning.act(fresh(), 0.5), -expected) < 0.1
     context = Context(0, torch.ones(200, dtype=torch.bool))
-    assert torch.equal(cloning.policy(acting(1.0)).act(fresh(), context), cloning.act(fresh(), 1.0))
+    policy = cloning.policy(acting(1.0))
+    policy.reset(range(200))
+    assert torch.equal(policy.act(fresh(), context), cloning.act(fresh(), 1.0))
 
 
 def test_plain_cloning_averages_what_the_data_mixes(tmp_path):
@@ -229,6 +232,7 @@ def test_nothing_illegal_is_chosen():
     assert torch.equal(free.sum(dim=-1), torch.ones(50, 2))
     legal = free < 0.5  # all but the best
     policy = cloning.policy(acting(0.9))
+    policy.reset(range(50))
     forced = policy.act(observations, Context(0, torch.ones(50, dtype=torch.bool), legal=legal))
     assert not (forced * free).any()
     assert torch.equal(forced.sum(dim=-1), torch.ones(50, 2))
