@@ -156,7 +156,7 @@ class SelectionConfig:
         )
 
 
-GATES = ("hard", "soft")
+GATES = ("hard", "soft", "none")
 
 
 @dataclass
@@ -165,7 +165,8 @@ class MoveConfig:
 
     Attributes:
         scale: of a move, in posterior variances; 0 for none. cost: weight of the cost's gradient beside the return's.
-        gate: when it counts: "hard", where the cost exceeds the budget; "soft", more the more it does.
+        gate: when it counts: "hard", where the cost exceeds the budget; "soft", more the more it does; "none", never,
+            nor does the choice among candidates heed the budget (Diffuser).
         repeats: moves of a denoising step. until: denoising steps at the end without any.
     """
 

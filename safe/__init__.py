@@ -1,6 +1,17 @@
 """Safety: tasks with a cost, and how executed costs compare with a budget."""
 
 from core.algorithm import Algorithm
+from safe.barriers import (
+    Barrier,
+    Ellipse,
+    FunctionBarrier,
+    HalfSpaces,
+    Linearised,
+    Separation,
+    SpeedLimit,
+    joined,
+    within,
+)
 from safe.bcq_lagrangian import BCQLagrangian, BCQLagrangianConfig
 from safe.controllers import Controller, Detour, GoToGoal, Swing, SwingUp
 from safe.decision_transformer import CDT
@@ -9,6 +20,7 @@ from safe.fronts import even, filtered
 from safe.metrics import CostSummary, summarise_costs
 from safe.pendulum import SafePendulum, SafePendulumEnv, pendulum_cost
 from safe.point_robot import PointRobot, PointRobotEnv
+from safe.qp import Projection, project, project_convex
 from safe.tasks import TASKS, Quality, SafeTask, SafeTaskConfig
 from safe.trebi import BudgetedPlan, Trebi
 from safe.trebi_config import TrebiConfig
@@ -47,6 +59,19 @@ __all__ = [
     "SwingUp",
     "even",
     "filtered",
+    # constraints
+    "Barrier",
+    "Ellipse",
+    "FunctionBarrier",
+    "HalfSpaces",
+    "Linearised",
+    "Separation",
+    "SpeedLimit",
+    "joined",
+    "within",
+    "Projection",
+    "project",
+    "project_convex",
     # costs
     "CostSummary",
     "summarise_costs",

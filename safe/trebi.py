@@ -220,6 +220,8 @@ class Trebi(Algorithm):
         if noise is None:
             noise = normal(torch.arange(batch) + (seed << 32), (count, *self.plan_shape))
         sampler, move = sampler or SamplerConfig().build(), move or MoveConfig()
+        if move.gate == "none":
+            budgets = torch.full_like(budgets, torch.inf)
         remaining = torch.full((batch,), max(0.0, 1 - step / float(self.length)), device=device)
         ranks = torch.as_tensor(returns, dtype=torch.float32, device=device).expand(batch)
 

@@ -80,7 +80,8 @@ def assemble(spec: TableSpec, frame: "pd.DataFrame") -> Table:
         overall = tuple(_overall(scores, row, columns, joint, row in marked) for row in spec.rows if spec.whole(row))
     efforts = tuple(_effort(row, [one for one in evaluations if one.row == row]) for row in spec.rows)
     checks = check(spec, cells, efforts, evaluations)
-    return Table(spec, cells, overall, _contrasts(spec, scores, joint), efforts, checks, joint, evaluations)
+    also = tuple(assemble(other, frame) for other in spec.others)
+    return Table(spec, cells, overall, _contrasts(spec, scores, joint), efforts, checks, joint, evaluations, also)
 
 
 def _joint(evaluations: Sequence[Evaluation]) -> bool:

@@ -14,7 +14,11 @@ if TYPE_CHECKING:
     import pandas as pd
 
 #: Where a frame has the interval over episodes of a score.
-_ENDS = {NORMALISED: ("normalised_low", "normalised_high"), "return_mean": ("return_low", "return_high")}
+_ENDS = {
+    NORMALISED: ("normalised_low", "normalised_high"),
+    "return_mean": ("return_low", "return_high"),
+    "cost_mean": ("cost_low", "cost_high"),
+}
 
 
 def read_frame(spec: TableSpec, frame: "pd.DataFrame") -> tuple[Evaluation, ...]:

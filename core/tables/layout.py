@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from core.statistics import Check, Estimate
 from core.tables.published import Published
@@ -41,7 +41,7 @@ class Block:
 
 def blocks(table: Table) -> list[Block]:
     """The scores with their checks, the comparisons, what the rows took, and last what others have published."""
-    found = [_scores(table)]
+    found = [_scores(table), *map(_also, table.also)]
     if table.contrasts:
         found.append(_comparisons(table))
     found.append(_efforts(table))
@@ -85,6 +85,12 @@ def _scores(table: Table) -> Block:
     better = "" if spec.higher_is_better else ", lower is better"
     header = (score_name(spec) + better, *spec.columns, *(("mean", "IQM") if over else ()))
     return Block(spec.title, spec.caption, header, tuple(body), _score_notes(table), table.checks)
+
+
+def _also(table: Table) -> Block:
+    """Another score of the same evaluations; what is said below the first holds for it."""
+    block = _scores(table)
+    return replace(block, heading=f"{table.spec.title}: {score_name(table.spec)}", caption="", notes=(), checks=())
 
 
 def _score_notes(table: Table) -> tuple[str, ...]:

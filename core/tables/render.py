@@ -54,6 +54,7 @@ def as_json(table: Table, versions: Mapping[str, str] | None = None) -> dict[str
         "protocol": [asdict(check) for check in table.checks],
         "rule": rule(table),
         "joint": table.joint,
+        "also": {one.spec.score: [asdict(cell) for cell in one.cells] for one in table.also},
         "evaluations": [asdict(evaluation) for evaluation in table.evaluations],
         "published_by_others": published,
         "versions": dict(versions or {}),

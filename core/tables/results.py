@@ -136,7 +136,7 @@ class Table:
         cells: row by row. overall: one for each row that is run in every column; empty if columns are not averaged.
         contrasts: where both rows are run; empty without a reference. efforts: a row each. checks: of the protocol.
         joint: columns share trainings, so a seed is one for all of them.
-        evaluations: all that was given, in the table's order.
+        evaluations: all that was given, in the table's order. also: the tables of the spec's further scores.
     """
 
     spec: TableSpec
@@ -147,6 +147,7 @@ class Table:
     checks: tuple[Check, ...]
     joint: bool
     evaluations: tuple[Evaluation, ...]
+    also: tuple["Table", ...] = ()
 
     def cell(self, row: str, column: str) -> Cell:
         """The cell with these labels."""

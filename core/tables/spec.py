@@ -101,6 +101,7 @@ class TableSpec:
         seeds: of the trainings, where a column has none of its own.
         train, evaluate: options of every training and every evaluation.
         budget: of one training. score: the column of the evaluations that is shown. higher_is_better: of the score.
+        also: further columns that are shown of the same evaluations; of costs and violations, lower is better.
         selected_on_test: a setting or checkpoint was chosen by the table's own episodes; None where not stated.
         reference: the row that the others are compared with. figure: how it is drawn.
         published: numbers of others, shown below. name: of the file that it was read from.
@@ -116,6 +117,7 @@ class TableSpec:
     evaluate: tuple[str, ...] = ()
     score: str = NORMALISED
     higher_is_better: bool = True
+    also: tuple[str, ...] = ()
     selected_on_test: bool | None = None
     reference: str | None = None
     figure: FigureSpec = FigureSpec()
@@ -161,6 +163,22 @@ class TableSpec:
         for place in places:
             if places.count(place) > 1:
                 raise ValueError(f"x is {place[1]:g} in two rows of series {place[0]!r}: give each series a name")
+
+    @property
+    def others(self) -> tuple["TableSpec", ...]:
+        """The tables of `also`."""
+        return tuple(
+            replace(
+                self,
+                score=score,
+                higher_is_better=not score.startswith(("cost", "violation")),
+                also=(),
+                reference=None,
+                published=None,
+                figure=FigureSpec(),
+            )
+            for score in self.also
+        )
 
     @property
     def command(self) -> str:

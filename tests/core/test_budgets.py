@@ -53,7 +53,7 @@ def test_episodes_are_asked_for_their_own():
         (lambda: GuidanceConfig(budget=math.nan), "guidance.budget"),
         (lambda: GuidanceConfig(budget_factor=-0.5), "budget_factor"),
         (lambda: GuidanceConfig(budget_change=-2), "budget_change"),
-        (lambda: MoveConfig(gate="firm"), "move.gate 'firm': choose one of hard, soft"),
+        (lambda: MoveConfig(gate="firm"), "move.gate 'firm': choose one of hard, soft, none"),
         (lambda: MoveConfig(scale=math.inf), "move.scale"),
         (lambda: MoveConfig(repeats=0), "move.repeats"),
     ],

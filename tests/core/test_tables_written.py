@@ -103,6 +103,20 @@ def test_a_score_that_is_not_normalised_is_not_averaged():
 # What others have published
 
 
+def test_further_scores_stand_below_the_first():
+    spec = spec_of(["a", "b"], columns=("expert",), also=("cost_mean",))
+    scores = {("a", "expert"): {0: 1.0, 1: 2.0, 2: 3.0}, ("b", "expert"): {0: 2.0, 1: 3.0, 2: 4.0}}
+    frame = frame_of(spec, scores)
+    frame["cost_mean"] = [1.0, 1.1, 1.2, 9.0, 9.5, 9.9]
+    table = assemble(spec, frame)
+    main, costs, *_ = markdown_tables(render.markdown(table))
+    assert [line[1][0].split()[0] for line in main[1:]] == ["2.0", "3.0"]
+    assert costs[0][0][0] == "cost mean, lower is better"
+    assert [line[1][0].split()[0] for line in costs[1:]] == ["1.100", "9.467"]
+    (cells,) = render.as_json(table)["also"].values()
+    assert [cell["best"] for cell in cells] == [True, False]
+
+
 def test_published_numbers_stand_apart():
     table = awkward()
     without = awkward_spec()

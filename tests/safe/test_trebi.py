@@ -163,6 +163,8 @@ def test_the_best_candidate_within_the_budget_is_taken():
         assert bool(plan.feasible[index]) == bool(fits)
         assert torch.allclose(plan.actions[index], each[chosen].actions[index], atol=1e-6)
     assert 0 < plan.feasible.float().mean() < 1
+    free = trebi.plan(observations, budgets, move=MoveConfig(scale=0, gate="none"), candidates=6, noise=noise)
+    assert torch.equal(free.returns, returns.amax(dim=0))
 
 
 def test_what_is_planned_begins_where_the_team_is():
