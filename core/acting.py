@@ -19,6 +19,7 @@ class GuidanceConfig:
         scale: of classifier-free guidance; 0 ignores the condition, 1 is the conditional model.
         returns: wanted return as a rank among the data, 0 the worst and 1 the best.
         budget: cost that an episode may have, averaged over the agents; None for no limit.
+        reserve: share of the budget that is kept back, by whatever heeds it, for what it does not foresee.
         budget_factor: what the budget is multiplied by from step `budget_change` on; -1 has the evaluator draw a step
             for each episode.
     """
@@ -26,6 +27,7 @@ class GuidanceConfig:
     scale: float = 1.2
     returns: float = 0.9
     budget: float | None = None
+    reserve: float = 0.0
     budget_factor: float = 1.0
     budget_change: int = -1
 
@@ -36,6 +38,8 @@ class GuidanceConfig:
             raise ValueError(f"guidance.scale must be at least 0, got {self.scale}")
         if self.budget is not None and not 0 <= self.budget < math.inf:
             raise ValueError(f"guidance.budget must be finite and at least 0, got {self.budget}")
+        if not 0 <= self.reserve < 1:
+            raise ValueError(f"guidance.reserve is a share in [0, 1), got {self.reserve}")
         if not 0 <= self.budget_factor < math.inf or self.budget_change < -1:
             raise ValueError(
                 "guidance.budget_factor must be finite and at least 0, and guidance.budget_change a step or -1, got "
@@ -45,8 +49,8 @@ class GuidanceConfig:
 
 @dataclass(frozen=True)
 class Asked:
-    """What B episodes are asked for, each [B]: `scales` and `returns` of `GuidanceConfig`; `budgets`, infinite without;
-    `factors` on them from step `changes` on."""
+    """What B episodes are asked for, each [B]: `scales` and `returns` of `GuidanceConfig`; `budgets` less their reserve,
+    infinite without; `factors` on them from step `changes` on."""
 
     scales: Tensor
     returns: Tensor
@@ -67,7 +71,7 @@ class Asked:
         return Asked(
             torch.tensor([one.scale for one in every]),
             torch.tensor([one.returns for one in every]),
-            torch.tensor([math.inf if one.budget is None else one.budget for one in every]),
+            torch.tensor([math.inf if one.budget is None else one.budget * (1 - one.reserve) for one in every]),
             torch.tensor([one.budget_factor for one in every]),
             torch.tensor([one.budget_change for one in every]),
         )

@@ -73,12 +73,15 @@ def describe(command: Evaluate, uses: Collection[str], horizon: int = 0) -> str:
 
 
 def _change(command: Evaluate) -> str:
-    """How the budget changes within an episode."""
+    """What becomes of the budget within an episode."""
     guidance = command.guidance
-    if guidance.budget is None or guidance.budget_factor == 1:
+    if guidance.budget is None:
         return ""
-    when = "within the episode" if guidance.budget_change < 0 else f"from step {guidance.budget_change}"
-    return f"budget x{number(guidance.budget_factor)} {when}"
+    words = [f"reserve {number(guidance.reserve)}"] if guidance.reserve else []
+    if guidance.budget_factor != 1:
+        when = "within the episode" if guidance.budget_change < 0 else f"from step {guidance.budget_change}"
+        words.append(f"budget x{number(guidance.budget_factor)} {when}")
+    return ", ".join(words)
 
 
 def distinct(run: Run, commands: Sequence[Evaluate]) -> list[Evaluate]:

@@ -33,6 +33,12 @@ def test_a_change_holds_from_its_step_on():
     assert left == [10, 9, 3, 2]
 
 
+def test_a_reserve_is_kept_back():
+    one = allowance(budget=10.0, reserve=0.1, budget_factor=0.5, budget_change=1)
+    one.spend(torch.ones(2, 1))
+    assert one.left[0].item() == pytest.approx(10 * 0.9 * 0.5 - 1)
+
+
 def test_without_a_budget_everything_is_left():
     one = allowance(budget_factor=0.0, budget_change=0)
     one.spend(torch.full((2, 1), 1e6))
@@ -51,6 +57,7 @@ def test_episodes_are_asked_for_their_own():
     [
         (lambda: GuidanceConfig(budget=-1.0), "guidance.budget"),
         (lambda: GuidanceConfig(budget=math.nan), "guidance.budget"),
+        (lambda: GuidanceConfig(reserve=1.0), "guidance.reserve"),
         (lambda: GuidanceConfig(budget_factor=-0.5), "budget_factor"),
         (lambda: GuidanceConfig(budget_change=-2), "budget_change"),
         (lambda: MoveConfig(gate="firm"), "move.gate 'firm': choose one of hard, soft, none"),
