@@ -28,7 +28,7 @@ from core.acting import GuidanceConfig
 from core.cli.cells import algorithm_of, describe, heeds_budgets, task_of, uses_of
 from core.cli.commands import Evaluate
 from core.cli.compose import configure
-from core.cli.evaluate import _guidance
+from core.cli.evaluate import guidance_of
 from core.cli.main import guarded
 from core.data import Trajectories
 from core.errors import UserError
@@ -143,7 +143,7 @@ def _words(value: Mean | None) -> str:
 
 def asked_for(command: Evaluate, task: Task, factors: Sequence[float]) -> list[GuidanceConfig]:
     """What each episode is asked for, all of the first factor first; changes come at the same steps for each."""
-    drawn = _guidance(replace(command, guidance=replace(command.guidance, budget_factor=0.0)), task)
+    drawn = guidance_of(replace(command, guidance=replace(command.guidance, budget_factor=0.0)), task)
     return [replace(one, budget_factor=factor) for factor in factors for one in drawn]
 
 
@@ -182,8 +182,10 @@ def draw(found: Sequence[Measured], budget: float, path: Path) -> None:
             far = max(one.curves[place].shape[1] // 2 for one in found)
             for index, one in enumerate(found):
                 costs, tint = one.curves[place], colour(index)
+                if not len(costs):  # all episodes had ended before
+                    continue
                 steps = torch.arange(costs.shape[1]) - costs.shape[1] // 2
-                low, high = torch.nanquantile(costs, costs.new_tensor([0.1, 0.9]), dim=0)
+                low, high = torch.quantile(costs, costs.new_tensor([0.1, 0.9]), dim=0)
                 axes.plot(steps, costs.mean(dim=0), color=tint, label=f"{one.run.method}, {one.run.folder.name}")
                 axes.fill_between(steps, low, high, color=tint, alpha=0.15, linewidth=0)
             for ends, allowed, name, dashes in (

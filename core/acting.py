@@ -49,8 +49,8 @@ class GuidanceConfig:
 
 @dataclass(frozen=True)
 class Asked:
-    """What B episodes are asked for, each [B]: `scales` and `returns` of `GuidanceConfig`; `budgets` less their reserve,
-    infinite without; `factors` on them from step `changes` on."""
+    """What B episodes are asked for, each [B]: `scales` and `returns` of `GuidanceConfig`; `budgets` less their
+    reserve, infinite without; `factors` on them from step `changes` on."""
 
     scales: Tensor
     returns: Tensor

@@ -109,8 +109,8 @@ class Algorithm(nn.Module, ABC):
     @staticmethod
     @abstractmethod
     def uses(config: Any) -> frozenset[str]:
-        """Which of "sampler", "planning", "selection", "move", "scale", "returns" and "budget" change what the policy of
-        a configuration does; it ignores the others, and tables leave them empty."""
+        """Which of "sampler", "planning", "selection", "move", "scale", "returns" and "budget" change what the policy
+        of a configuration does; it ignores the others, and tables leave them empty."""
 
     @abstractmethod
     def prepare(self, trajectories: Trajectories) -> Batches:

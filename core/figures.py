@@ -126,7 +126,7 @@ def learning_curves(curves: dict[str, list[dict[str, float]]], metric: str = "lo
             axes.yaxis.set_minor_locator(NullLocator())
         axes.set(xlabel="seconds of training", ylabel=metric)
         axes.grid(True)
-        _legend(canvas, axes.get_legend_handles_labels())
+        legend(canvas, axes.get_legend_handles_labels())
         caption = (
             "Means between two rows of the metrics. Different methods minimise different losses: compare the shape "
             "of their curves, not the height."
@@ -155,13 +155,13 @@ def return_against_scale(rows: list[Row]) -> Figure:
         panels = canvas.subplots(max(1, len(datasets)), 1, squeeze=False)[:, 0]
         if not datasets:
             return _empty(canvas, panels[0], title, "No evaluation has a guidance scale.")
-        legend: dict[str, Artist] = {}
+        entries: dict[str, Artist] = {}
         for panel, dataset in zip(panels, datasets, strict=True):
             panel.set_title(shorten(dataset, 38), loc="left")
             for index, name in enumerate(names):
                 same = [row for row in shown if row.dataset == dataset and label(row) == name]
                 if same:
-                    legend.setdefault(name, _draw_returns(panel, same, index, len(guided)))
+                    entries.setdefault(name, _draw_returns(panel, same, index, len(guided)))
             panel.set_ylabel("return")
             panel.grid(True)
             if len(scales) <= 7:
@@ -169,8 +169,8 @@ def return_against_scale(rows: list[Row]) -> Figure:
             if len(scales) == 1:
                 panel.set_xlim(scales[0] - 1, scales[0] + 1)
         panels[-1].set_xlabel("guidance scale")
-        ordered = [name for name in names if name in legend]
-        _legend(canvas, ([legend[name] for name in ordered], ordered))
+        ordered = [name for name in names if name in entries]
+        legend(canvas, ([entries[name] for name in ordered], ordered))
         caption = (
             "Mean over episodes of the team's return, higher is better; bars and bands are 95% confidence intervals "
             "of the mean. Horizontal lines are methods without a guidance scale."
@@ -181,21 +181,26 @@ def return_against_scale(rows: list[Row]) -> Figure:
         return svg(canvas, title, caption, " ".join(sentences))
 
 
-def _labels(rows: Sequence[Row]) -> Callable[[Row], str]:
-    """Names for the rows' series: the method, and what else tells series of one method apart."""
+def series_names(rows: Sequence[Row], *attributes: str) -> Callable[[Row], str]:
+    """Names for the rows' series: the method, and those of the attributes that tell rows of one method apart."""
+    words = {"returns": "return rank {:g}", "guidance_scale": "scale {:g}"}
 
-    def several(method: str, attribute: str) -> bool:
-        return len({getattr(row, attribute) for row in rows if row.method == method}) > 1
+    def name(row: Row) -> str:
+        alike = [other for other in rows if other.method == row.method]
+        told = {one: getattr(row, one) for one in attributes if len({getattr(other, one) for other in alike}) > 1}
+        said = [words.get(one, "{}").format(value) for one, value in told.items() if value not in (None, "")]
+        return ", ".join([row.method, *said])
+
+    return name
+
+
+def _labels(rows: Sequence[Row]) -> Callable[[Row], str]:
+    """Names for the series of guidance scales."""
+    name = series_names(rows, "sampler", "returns")
 
     def label(row: Row) -> str:
-        parts = [row.method]
-        if row.sampler and several(row.method, "sampler"):
-            parts.append(row.sampler)
-        if row.returns is not None and several(row.method, "returns"):
-            parts.append(f"return rank {row.returns:g}")
-        if row.guidance_scale is None and any(r.guidance_scale is not None for r in rows if r.method == row.method):
-            parts.append("unguided")
-        return ", ".join(parts)
+        guided = any(other.guidance_scale is not None for other in rows if other.method == row.method)
+        return name(row) + (", unguided" if guided and row.guidance_scale is None else "")
 
     return label
 
@@ -245,7 +250,7 @@ def _thinned(rows: list[dict[str, float]], metric: str, most: int = 300) -> list
     return [(group[-1]["seconds"], sum(row[metric] for row in group) / len(group)) for group in groups]
 
 
-def _legend(canvas: Canvas, entries: tuple[Sequence[Artist], Sequence[str]]) -> None:
+def legend(canvas: Canvas, entries: tuple[Sequence[Artist], Sequence[str]]) -> None:
     """One legend below all panels, in two columns where the names are short."""
     handles, names = entries
     columns = 2 if len(names) > 1 and max(map(len, names)) <= 16 else 1

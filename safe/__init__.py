@@ -16,8 +16,10 @@ from safe.bcq_lagrangian import BCQLagrangian, BCQLagrangianConfig
 from safe.controllers import Controller, Detour, GoToGoal, Swing, SwingUp
 from safe.decision_transformer import CDT
 from safe.decision_transformer_config import CDTConfig
+from safe.disk_controllers import Passing, PassRight
+from safe.disks import Disks, DisksParallelEnv, recomputed
 from safe.fronts import even, filtered
-from safe.metrics import CostSummary, summarise_costs
+from safe.metrics import CostSummary, NormalisedScore, normalised_score, summarise_costs
 from safe.pendulum import SafePendulum, SafePendulumEnv, pendulum_cost
 from safe.point_robot import PointRobot, PointRobotEnv
 from safe.qp import Projection, project, project_convex
@@ -43,8 +45,11 @@ __all__ = [
     "TrebiConfig",
     # tasks
     "TASKS",
+    "Disks",
+    "DisksParallelEnv",
     "PointRobot",
     "PointRobotEnv",
+    "recomputed",
     "Quality",
     "SafePendulum",
     "SafePendulumEnv",
@@ -55,6 +60,8 @@ __all__ = [
     "Controller",
     "Detour",
     "GoToGoal",
+    "PassRight",
+    "Passing",
     "Swing",
     "SwingUp",
     "even",
@@ -74,5 +81,7 @@ __all__ = [
     "project_convex",
     # costs
     "CostSummary",
+    "NormalisedScore",
+    "normalised_score",
     "summarise_costs",
 ]

@@ -5,7 +5,8 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Protocol
+from functools import partial
+from typing import Any, ClassVar, Protocol, cast
 
 from torch import Tensor
 
@@ -15,6 +16,8 @@ from core.rollout import Policy, rollout
 from core.tasks import Collected, References, Task
 from core.uniform import Uniform
 from safe.controllers import Detour, GoToGoal, Swing, SwingUp
+from safe.disk_controllers import Passing, PassRight
+from safe.disks import Disks
 from safe.fronts import even
 from safe.locomotion import BUDGET, LOCOMOTION, STEPS, Locomotion
 from safe.mazes import MAZES, Maze
@@ -114,6 +117,23 @@ def _maze(maze: Maze) -> SafeTask:
     return SafeTask(maze.make, maze.steps, maze.budget, qualities, maze.references)
 
 
+def _disks(scenario: str, budget: float, random: float, straight: float) -> SafeTask:
+    def passing(drawn: int = 1, **habits: Any) -> Quality:
+        def made(task: "SafeTaskConfig", environments: Environments, *_: Any) -> PassRight:
+            return PassRight(Passing(**habits), cast(Disks, environments).radius, task.max_cycles)
+
+        return Quality(made, drawn)
+
+    qualities = {
+        "front": passing(drawn=4, noise=0.3, lapsing=0.15, uniform=0.05, distance=(0.0, 1.25)),
+        "straight": passing(distance=(0.0, 0.0)),
+        "careful": passing(distance=(1.25, 1.25)),
+        "random": _RANDOM,
+    }
+    references = References(random, straight, "uniform random actions and going straight, 4000 episodes each")
+    return SafeTask(partial(Disks, scenario), 50, budget, qualities, references)
+
+
 #: Our own tasks. Returns: `random` of uniform actions, `expert` of the best controller that has no regard for cost.
 TASKS: dict[str, SafeTask] = {
     "safe/pendulum": SafeTask(
@@ -143,6 +163,10 @@ TASKS: dict[str, SafeTask] = {
     ),
     **{f"safe/{name}": _robot(robot) for name, robot in LOCOMOTION.items()},
     **{f"safe/maze-{name}": _maze(maze) for name, maze in MAZES.items()},
+    # Budgets are ours: what going straight costs.
+    "safe/disks-crossing": _disks("crossing", 3.9, -0.03, 5.15),
+    "safe/disks-swap": _disks("swap", 2.5, -0.06, 5.15),
+    "safe/disks-random": _disks("random", 0.8, -0.06, 5.15),
 }
 
 

@@ -15,6 +15,7 @@ ENGINE = Path(__file__).parents[1] / "docs" / "engine.md"
 EXPERIMENTS = Path(__file__).parents[1] / "docs" / "experiments.md"
 ENVIRONMENTS = Path(__file__).parents[1] / "docs" / "environments.md"
 POLICIES = Path(__file__).parents[1] / "docs" / "policies.md"
+SAFETY = Path(__file__).parents[1] / "docs" / "safety.md"
 
 #: What makes a command short.
 SHORT = {
@@ -120,7 +121,20 @@ def test_policies_names_every_preset_of_a_policy():
     table = POLICIES.read_text().split("| preset | what |")[1].split("\n\n")[0]
     named = set(re.findall(r"`([a-z0-9_]+)`", " ".join(line.split("|")[1] for line in table.splitlines() if line)))
     planners = {"madiff", "madiff_published", "madiff_distilled", "decision_diffuser"}
-    assert named == set(presets("algo")) - planners
+    safe = {"trebi", "trebi_published", "bc_safe", "bc_cost", "cdt", "bcq_lagrangian"}
+    assert named == set(presets("algo")) - planners - safe
+    assert safe <= set(re.findall(r"[a-z_]+", SAFETY.read_text()))
+
+
+def test_safety_commands_and_code_run(elsewhere):
+    run_short([shlex.split(line) for line in re.findall(r"^convoy +(.*)$", SAFETY.read_text(), re.MULTILINE)])
+    planning, constraints = re.findall(r"```python\n(.*?)```", SAFETY.read_text(), re.DOTALL)
+    names: dict = {}
+    exec(planning, names)
+    assert names["plan"].observations.shape == (4, 32, 1, 3)
+    exec(constraints, names)
+    apart = names["moved"][..., 0, :] - names["moved"][..., 1, :]
+    assert (apart.norm(dim=-1) - 0.3).abs().max() < 1e-6
 
 
 @pytest.mark.extra

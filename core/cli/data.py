@@ -12,17 +12,21 @@ from rich.box import SIMPLE
 from rich.table import Table
 
 import marl
+import safe
 from core.cli.commands import data_root
 from core.data import Dataset, Provenance, Trajectories, list_datasets, read_dataset, write_dataset
 from core.data.importers import ImportOptions, download_minari, import_foreign
 from core.errors import UserError, nearest
+from core.front_figures import check_figure, draw_episodes
 from core.progress import bar, console
 from core.runs import versions
 from core.statistics import mean_interval
 from core.tasks import References
 from marl.environments import REFERENCES
 
-_USAGE = "convoy data list | info DATASET | import PATH id=DATASET | import minari:DATASET  [data=FOLDER]"
+_USAGE = (
+    "convoy data list | info DATASET [figure=FILE.png] | import PATH id=DATASET | import minari:DATASET  [data=FOLDER]"
+)
 
 _REMOTE = "minari:"
 
@@ -53,8 +57,9 @@ _OPTIONS = tuple(f"{one.name}=" for one in fields(Import))
 
 
 def command(arguments: list[str]) -> None:
-    options = [argument for argument in arguments if argument.startswith("data=")]
-    words = [argument for argument in arguments if argument not in options]
+    given = {name: [one for one in arguments if one.startswith(f"{name}=")] for name in ("data", "figure")}
+    options, figures = given["data"], [Path(one.removeprefix("figure=")) for one in given["figure"]]
+    words = [argument for argument in arguments if not argument.startswith(("data=", "figure="))]
     if not words or words[0] in ("-h", "--help"):
         console.print(_USAGE, markup=False)
         return
@@ -68,8 +73,8 @@ def command(arguments: list[str]) -> None:
         raise UserError(f"unknown verb {words[0]!r} of convoy data: {nearest(words[0], verbs)}")
     root = data_root(options[-1].removeprefix("data=") if options else None)
     if words[0] == "list":
-        if len(words) > 1:
-            raise UserError(f"convoy data list takes no {words[1]!r}: write {_USAGE}")
+        if idle := [*words[1:], *given["figure"]]:
+            raise UserError(f"convoy data list takes no {idle[0]!r}: write {_USAGE}")
         names = list_datasets(root)
         if not names:
             raise UserError(f"no datasets in {root}: collect one with convoy collect task=mpe/spread quality=expert")
@@ -77,9 +82,21 @@ def command(arguments: list[str]) -> None:
     else:
         if len(words) != 2:
             raise UserError(f"convoy data info takes one dataset: write {_USAGE}")
+        for figure in figures:
+            check_figure(figure)
         with console.status(f"reading {words[1]}"):
             dataset = read_dataset(words[1], root)
         _info(dataset)
+        for figure in figures:
+            task = safe.TASKS.get(dataset.provenance.task)
+            draw_episodes(
+                dataset.id,
+                dataset.trajectories,
+                figure.expanduser(),
+                behaviours=dataset.provenance.behaviours,
+                budget=task.budget if task else None,
+            )
+            console.print(f"wrote {figure}", highlight=False)
 
 
 def _import(arguments: Sequence[str]) -> None:
@@ -223,6 +240,11 @@ def _deviation(scores: torch.Tensor) -> float:
     return float(scores.std()) if len(scores) > 1 else 0.0
 
 
+def _quantiles(values: torch.Tensor) -> str:
+    levels = torch.quantile(values, torch.tensor([0.0, 0.1, 0.5, 0.9, 1.0])).tolist()
+    return f"least, 10%, median, 90%, most: {', '.join(f'{level:.2f}' for level in levels)}"
+
+
 def _normalised(dataset: Dataset, score: float) -> str:
     references = dataset.provenance.references
     return f"{References(**references).normalise(score):.1f}" if references else ""
@@ -234,10 +256,9 @@ def _info(dataset: Dataset) -> None:
     mean, interval = mean_interval(scores)
     result = Table(title=dataset.id, show_header=False, box=SIMPLE)
     lengths = trajectories.offsets[1:] - trajectories.offsets[:-1] - 1
-    levels = torch.quantile(scores, torch.tensor([0.0, 0.1, 0.5, 0.9, 1.0])).tolist()
-    costs = trajectories.episode_sums(trajectories.costs)
+    costs = trajectories.episode_sums(trajectories.costs).mean(dim=1)
     facts = {
-        "task": f"{provenance.task or 'unknown'}, rules {provenance.rules or 'unknown'}",
+        "task": (provenance.task or "unknown") + (f", rules {provenance.rules}" if provenance.rules else ""),
         "behaviour": f"{provenance.quality}: {', '.join(f'{k} {v}' for k, v in provenance.behaviour.items())}",
         "episodes": f"{trajectories.episodes} of {int(lengths.min())} to {int(lengths.max())} steps, "
         f"{trajectories.steps} in all",
@@ -245,9 +266,8 @@ def _info(dataset: Dataset) -> None:
         "observation, action": f"{trajectories.observations.shape[-1]}, {trajectories.actions.shape[-1]} an agent",
         "mean return": f"{mean:.3f}, 95% interval {interval[0]:.3f} to {interval[1]:.3f}",
         "normalised": _normalised(dataset, mean),
-        "spread": f"standard deviation {_deviation(scores):.3f}; "
-        f"least, 10%, median, 90%, most: {', '.join(f'{level:.2f}' for level in levels)}",
-        "cost": f"{costs.mean():.3f} an episode and agent",
+        "spread": f"standard deviation {_deviation(scores):.3f}; {_quantiles(scores)}",
+        "cost": f"{costs.mean():.3f} an episode and agent" + (f"; {_quantiles(costs)}" if bool(costs.any()) else ""),
         "ends": f"{int(trajectories.terminated.sum())} terminated, "
         f"{int((~trajectories.terminated).sum())} cut off by time",
         "seed": str(provenance.seed),

@@ -153,7 +153,7 @@ def roll_out(run: Run, commands: Sequence[Evaluate], progress: Progress = lambda
                 algorithms[device] = algorithm_of(run).load(run.folder, device)
             once = {_episodes(command, heeded): command for command in pack}
             seeds = [seed for one in once.values() for seed in range(one.seed, one.seed + one.episodes)]
-            guidance = [one for command in once.values() for one in _guidance(command, task)]
+            guidance = [one for command in once.values() for one in guidance_of(command, task)]
             algorithm = algorithms[device].for_team(environments.spec)
             policy = algorithm.policy(pack[0], guidance if len(set(map(repr, guidance))) > 1 else ())
             result = rollout(policy, environments, seeds, parallel=pack[0].parallel, progress=progress)
@@ -182,7 +182,7 @@ def roll_out(run: Run, commands: Sequence[Evaluate], progress: Progress = lambda
             )
 
 
-def _guidance(command: Evaluate, task: Task) -> list[GuidanceConfig]:
+def guidance_of(command: Evaluate, task: Task) -> list[GuidanceConfig]:
     """What each episode of a command is asked for; a change of the budget that has no time of its own comes at one
     between a quarter and three quarters of the episode, which its seed decides."""
     guidance = command.guidance

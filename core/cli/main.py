@@ -13,11 +13,11 @@ Convoy: diffusion planners for teams, and for staying safe.
 
   convoy demo                                  the whole story in minutes: data, training, plans, report
   convoy collect  task=mpe/spread quality=expert episodes=2000
-  convoy data     list | info DATASET | import PATH id=mpe/spread/omar/expert-v0
+  convoy data     list | info DATASET [figure=COSTS.png] | import PATH id=mpe/spread/omar/expert-v0
   convoy train    algo=madiff task=mpe/spread dataset=expert [run=FOLDER]
   convoy sweep    algo=madiff,bc dataset=expert,mixed trainer.seed=0,1,2 [cpus=1 minutes=20]
   convoy evaluate run=FOLDER,... [episodes=200 sampler=ddim,dpm sampler.steps=5,10 guidance.scale=0,1.2,2]
-  convoy results  FOLDER... [out=table.parquet]
+  convoy results  FOLDER... [out=table.parquet figure=FRONT.png]
   convoy report   FOLDER...
 
 Options are name=value; commas in `sweep` and `evaluate` make a grid. `convoy VERB --help` lists a verb's options,

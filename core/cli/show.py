@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.measure import Measurement
 from rich.table import Table
 
+from core.cli import fronts
 from core.cli.cells import heeds_budgets
 from core.evaluations import Row
 from core.progress import console
@@ -22,10 +23,6 @@ Evaluated = Sequence[tuple[Run, Sequence[Row]]]
 
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:g}"
-
-
-def _above(row: Row) -> str:
-    return "" if row.violation_rate is None else f"{row.violation_rate:.0%} > {_number(row.budget)}"
 
 
 def _task(run: Run) -> str:
@@ -45,21 +42,22 @@ _COLUMNS: list[tuple[str, bool, Callable[[Run, Row], str]]] = [
     ("sampler", False, lambda run, row: row.sampler),
     ("scale", True, lambda run, row: _number(row.guidance_scale)),
     ("asked", True, lambda run, row: _number(row.returns)),
+    *((heading, True, entry) for heading, entry in fronts.ASKED),
     ("shift", False, lambda run, row: row.shift),
     ("episodes", True, lambda run, row: f"{row.episodes} from {row.seed}"),
     ("return", True, lambda run, row: f"{row.return_mean:.2f}"),
     ("95% interval", True, lambda run, row: f"{row.interval[0]:.2f} to {row.interval[1]:.2f}"),
     ("score", True, lambda run, row: "" if row.normalised_score is None else f"{row.normalised_score:.1f}"),
     ("cost", True, lambda run, row: f"{row.cost_mean:.2f}"),
-    ("above budget", True, lambda run, row: _above(row)),
+    *((heading, True, entry) for heading, entry in fronts.SPENT),
     ("ms", True, lambda run, row: "" if row.seconds_per_decision is None else f"{1e3 * row.seconds_per_decision:.3g}"),
 ]
 
 #: Columns that stand in the table even where all rows agree.
-_RESULTS = ("return", "95% interval", "score", "cost", "above budget", "ms")
+_RESULTS = ("return", "95% interval", "score", "cost", *(heading for heading, _ in fronts.SPENT), "ms")
 
 #: Columns that a narrow terminal does without, the first ones first.
-_DISPENSABLE = ("ms", "cost", "steps", "asked", "95% interval")
+_DISPENSABLE = ("ms", "worst", "of budget", "steps", "asked", "cost 95%", "95% interval", "cost")
 
 
 def print_rows(evaluated: Evaluated) -> None:
@@ -74,7 +72,7 @@ def print_rows(evaluated: Evaluated) -> None:
     _print_seeds(rows)
     notes = "95% interval: over episodes. cost: an episode's, of one agent. score: normalised return."
     timed = " ms: of a decision for one team, many at once." if any(entries["ms"]) else ""
-    console.print(notes + timed, highlight=False)
+    console.print(notes + (fronts.NOTES if any(entries["above"]) else "") + timed, highlight=False)
 
 
 def _print_fitting(columns: Sequence[tuple[str, bool]], lines: Sequence[Sequence[str]]) -> None:
@@ -107,21 +105,24 @@ def _print_seeds(rows: Sequence[tuple[Run, Row]]) -> None:
         groups.setdefault((repr(run.config["task"]), row.dataset, row.method, cell), {})[
             run.config["trainer"]["seed"]
         ] = row
-    several = [(names[key[0]], list(group.values())) for key, group in groups.items() if len(group) > 1]
-    if len({task for task, _ in several}) == 1:
-        several = [("", group) for _, group in several]
+    several = [(names[key[0]], key[3], list(group.values())) for key, group in groups.items() if len(group) > 1]
+    if len({task for task, *_ in several}) == 1:
+        several = [("", cell, group) for _, cell, group in several]
     if not several:
         return
     columns = [("task", False), ("dataset", False), ("method", False), ("sampler", False), ("shift", False)]
-    columns += [("scale", True), ("asked", True)]
+    columns += [("scale", True), ("asked", True), ("budget", True)]
     columns += [("seeds", True), ("score over seeds", True), ("95% interval", True)]
+    columns += [("cost over seeds", True), ("cost 95%", True)]
     lines = []
-    for task, group in several:
+    for task, cell, group in several:
         row = group[0]
         labels = [task, row.dataset, row.method, row.sampler, row.shift]
-        labels += [_number(row.guidance_scale), _number(row.returns)]
+        labels += [_number(row.guidance_scale), _number(row.returns), _number(cell.budget)]
         over = mean([one.return_mean if one.normalised_score is None else one.normalised_score for one in group])
-        lines.append([*labels, str(len(group)), f"{over.value:.1f}", f"{over.low:.1f} to {over.high:.1f}"])
+        spent = mean([one.cost_mean for one in group])
+        costs = ["", ""] if row.budget is None else [f"{spent.value:.2f}", f"{spent.low:.2f} to {spent.high:.2f}"]
+        lines.append([*labels, str(len(group)), f"{over.value:.1f}", f"{over.low:.1f} to {over.high:.1f}", *costs])
     kept = [index for index in range(len(columns)) if any(line[index] for line in lines)]
     _print_fitting([columns[index] for index in kept], [[line[index] for index in kept] for line in lines])
 

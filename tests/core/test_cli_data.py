@@ -70,6 +70,14 @@ def test_a_single_agents_file_with_costs(place, capsys):
     assert (dataset.provenance.task, dataset.provenance.quality) == ("car", "mixed")
     assert dataset.provenance.behaviour["action_scale"] == 2
     assert dataset.provenance.agents == ["agent_0"]
+    capsys.readouterr()
+    assert convoy("data info dsrl/car/circle-v0 data=data figure=costs.png") == 0
+    printed = capsys.readouterr().out
+    costs = [float(one.costs.sum()) for one in made]
+    levels = ", ".join(f"{level:.2f}" for level in np.quantile(costs, [0, 0.1, 0.5, 0.9, 1]))
+    assert f"{np.mean(costs):.3f} an episode and agent; least, 10%, median, 90%, most: {levels}" in printed
+    assert "rules" not in printed
+    assert (place / "costs.png").read_bytes()[:4] == b"\x89PNG"
 
 
 def test_a_vault(place, capsys):
@@ -143,6 +151,8 @@ BAD = [
     ("import minari:pen data=data", "malformed dataset id 'pen'"),
     (f"import spread id={ID} data=car.hdf5", "cannot write to"),
     ("imprt spread", "did you mean 'import'"),
+    ("info any/set-v0 figure=costs.gif data=data", "cannot tell the kind of figure of 'costs.gif'"),
+    ("list figure=costs.png data=data", "convoy data list takes no 'figure=costs.png'"),
 ]
 
 
