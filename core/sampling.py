@@ -31,6 +31,17 @@ class Sample:
     trace: tuple[Tensor, ...]
     faults: Tensor
 
+    def first_fault(self) -> Tensor:
+        """Place [B] in the trace of each sample's first iterate that is not finite, which the step before it made;
+        len(trace) where all are.
+
+        Raises:
+            ValueError: no trace was kept.
+        """
+        if not self.trace:
+            raise ValueError("where samples cease to be finite shows in their trace: sample(..., trace=True) keeps it")
+        return torch.stack([_finite(x) for x in self.trace]).cumprod(dim=0).sum(dim=0)
+
 
 def sample(
     denoiser: Denoiser | AnyDenoiser,
@@ -89,8 +100,12 @@ def sample(
             x = x_new
         for edit in edits:
             x = edit.finish(x)
-    faults = ~torch.isfinite(x.detach()).reshape(len(x), math.prod(x.shape[1:])).all(dim=1)
-    return Sample(x, (*iterates, x) if trace else (), faults)
+    return Sample(x, (*iterates, x) if trace else (), ~_finite(x.detach()))
+
+
+def _finite(x: Tensor) -> Tensor:
+    """Which samples [B] of x [B, ...] are finite."""
+    return torch.isfinite(x).reshape(len(x), math.prod(x.shape[1:])).all(dim=1)
 
 
 @dataclass(slots=True)

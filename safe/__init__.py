@@ -13,6 +13,7 @@ from safe.barriers import (
     within,
 )
 from safe.bcq_lagrangian import BCQLagrangian, BCQLagrangianConfig
+from safe.constraint_metrics import ConstraintSummary, gaps, least_of_episodes, least_of_plans, summarise_constraints
 from safe.controllers import Controller, Detour, GoToGoal, Swing, SwingUp
 from safe.decision_transformer import CDT
 from safe.decision_transformer_config import CDTConfig
@@ -23,9 +24,12 @@ from safe.metrics import CostSummary, NormalisedScore, normalised_score, summari
 from safe.pendulum import SafePendulum, SafePendulumEnv, pendulum_cost
 from safe.point_robot import PointRobot, PointRobotEnv
 from safe.qp import Projection, project, project_convex
+from safe.safety_filter import SafetyFilter, SafetyReport
+from safe.safety_rules import FiniteTime, Relaxed, Robust, Rule, TimeVarying
 from safe.tasks import TASKS, Quality, SafeTask, SafeTaskConfig
 from safe.trebi import BudgetedPlan, Trebi
 from safe.trebi_config import TrebiConfig
+from safe.two_phase import TwoPhase, two_phase
 
 #: Algorithms by the `name` of their configuration.
 ALGORITHMS: dict[str, type[Algorithm]] = {
@@ -67,6 +71,20 @@ __all__ = [
     "even",
     "filtered",
     # constraints
+    "ConstraintSummary",
+    "FiniteTime",
+    "Relaxed",
+    "Robust",
+    "Rule",
+    "SafetyFilter",
+    "SafetyReport",
+    "TimeVarying",
+    "TwoPhase",
+    "gaps",
+    "least_of_episodes",
+    "least_of_plans",
+    "summarise_constraints",
+    "two_phase",
     "Barrier",
     "Ellipse",
     "FunctionBarrier",

@@ -128,13 +128,17 @@ def test_policies_names_every_preset_of_a_policy():
 
 def test_safety_commands_and_code_run(elsewhere):
     run_short([shlex.split(line) for line in re.findall(r"^convoy +(.*)$", SAFETY.read_text(), re.MULTILINE)])
-    planning, constraints = re.findall(r"```python\n(.*?)```", SAFETY.read_text(), re.DOTALL)
+    planning, constraints, filtering = re.findall(r"```python\n(.*?)```", SAFETY.read_text(), re.DOTALL)
     names: dict = {}
     exec(planning, names)
     assert names["plan"].observations.shape == (4, 32, 1, 3)
     exec(constraints, names)
     apart = names["moved"][..., 0, :] - names["moved"][..., 1, :]
     assert (apart.norm(dim=-1) - 0.3).abs().max() < 1e-6
+    exec(filtering, names)
+    assert names["report"].safe.all()
+    assert (names["result"].x.norm(dim=-1) > 0.5 - 1e-6).all()
+    assert (names["both"].corrected.x.norm(dim=-1) > 0.5 - 1e-6).all()
 
 
 @pytest.mark.extra

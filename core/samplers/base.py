@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import pairwise
 from typing import Any, Protocol
@@ -29,11 +29,15 @@ class Sampler(ABC):
     "time", "quadratic": uniform in t or in its square root. "lambda", "karras": uniform in lambda or in
     (sigma / alpha)^(1/7); with stop = 0 they go down to t = 1e-3 and end with one step to the clean estimate.
     "leading": every (T / steps)-th step of a table, as the papers' code counts them.
+
+    repeats: so many times the last step is taken again, with nothing noised in between: SafeDiffuser's extra steps. The
+    last level should be almost clean, as in a long grid or with "lambda"; otherwise they shrink the samples.
     """
 
     steps: int = 20
     spacing: str = "time"
     stop: float = 0.0
+    repeats: int = field(default=0, kw_only=True)
 
     def __post_init__(self) -> None:
         if self.steps < 1:
@@ -42,6 +46,11 @@ class Sampler(ABC):
             raise ValueError(f"unknown spacing {self.spacing!r}: choose one of {', '.join(SPACINGS)}")
         if not 0 <= self.stop < 1:
             raise ValueError(f"stop is a time in [0, 1), got {self.stop}")
+        if self.repeats < 0 or (self.repeats and self.stop):
+            raise ValueError(
+                f"a sampler repeats its last step to the data, with stop = 0, 0 or more times, got {self.repeats} "
+                f"with stop = {self.stop}"
+            )
 
     def grid(self, schedule: Schedule, start: float = 1.0) -> tuple[Step, ...]:
         """The steps of a walk from time `start`.
@@ -88,6 +97,9 @@ class Sampler(ABC):
 @lru_cache(maxsize=256)
 def _grid(sampler: Sampler, schedule: Schedule, start: float) -> tuple[Step, ...]:
     transitions = sampler.transitions(schedule, start)
+    if sampler.repeats and len(transitions) == 1:
+        raise ValueError("the one step of a walk begins with noise and cannot be repeated: take steps >= 2")
+    transitions += transitions[-1:] * sampler.repeats
     inner = [sampler.inner(schedule, *transition) for transition in transitions]
     starts = [transition[0] for transition in transitions]
     coefficients = [

@@ -24,6 +24,7 @@ class SamplerConfig:
 
     Attributes:
         name: "ddim", "ddpm", "dpm" (DPM-Solver++), "heun" or "consistency".
+        repeats: of the last step, which a filter of constraints may ask for.
         eta: of ddim. large: of ddpm. order, sde, singlestep: of dpm. churn: of heun. See the samplers in `core`.
     """
 
@@ -31,6 +32,7 @@ class SamplerConfig:
     steps: int = 5
     spacing: str | None = None
     stop: float = 0.0
+    repeats: int = 0
     order: int | None = None
     eta: float | None = None
     large: bool | None = None
@@ -52,7 +54,7 @@ class SamplerConfig:
                 raise ValueError(f"sampler.{name} means nothing to sampler.name={self.name}")
         if self.name == "ddpm":
             options["eta"] = 1.0
-        return cast(Sampler, make(self.steps, stop=self.stop, **options))
+        return cast(Sampler, make(self.steps, stop=self.stop, repeats=self.repeats, **options))
 
     def _given(self) -> dict[str, object]:
         names = ("spacing", "order", "eta", "large", "sde", "singlestep", "churn")
@@ -67,7 +69,7 @@ class SamplerConfig:
             for name, value in extras.items()
             if value
         ]
-        words += [f"stop {number(self.stop)}"] if self.stop else []
+        words += [f"{name} {number(value)}" for name in ("stop", "repeats") if (value := getattr(self, name))]
         return ", ".join([f"{self.name}-{self.steps}", *words])
 
 

@@ -117,12 +117,13 @@ def chain(
     inflation: float = 1.0,
 ) -> tuple[Step, ...]:
     """The steps of a walk over transitions (start, end). Where one starts above the end of the one before, the iterate
-    is noised up to it by the forward process, with that noise's deviation times `inflation`."""
+    is noised up to it by the forward process, with that noise's deviation times `inflation`; but a transition that is
+    made again takes the iterate as it is."""
     steps: list[Step] = []
     place = 0
     for index, ((start, end), numbers, level) in enumerate(zip(transitions, coefficients, inner, strict=True)):
         renoise = None
-        if steps and steps[-1].end != start:
+        if steps and steps[-1].end != start and (steps[-1].start, steps[-1].end) != (start, end):
             here = steps[-1].end
             renoise = (start.alpha / here.alpha, inflation * math.sqrt(forward_variance(here, start)))
         dtau, variance = start.t - end.t, ancestral_variance(start, end)

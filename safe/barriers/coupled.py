@@ -63,8 +63,7 @@ class SpeedLimit(Barrier):
 def _way(difference: Tensor) -> tuple[Tensor, Tensor]:
     """Length [...] and direction [..., d] of vectors; that of a vector of zeros is the first axis."""
     length = difference.norm(dim=-1)
-    axis = torch.zeros_like(difference)
-    axis[..., 0] = 1.0
+    axis = (torch.arange(difference.shape[-1], device=difference.device) == 0).to(difference)
     nowhere = (length == 0)[..., None]
     return length, torch.where(nowhere, axis, difference / torch.where(nowhere, 1.0, length[..., None]))
 

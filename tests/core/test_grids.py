@@ -1,14 +1,16 @@
 """Which noise levels a walk visits, and how its steps hang together."""
 
 import math
+from dataclasses import replace
 from itertools import pairwise, product
 
 import pytest
 import torch
 
-from core.samplers import DDIM, SPACINGS, Consistency, DPMSolver, Heun
+import core
+from core.samplers import DDIM, SPACINGS, Consistency, DPMSolver, Heun, SamplerConfig
 from core.schedules import CLEAN, VE, Flow, VPCosine, VPLinear, VPSigmoid, VPTable
-from tests.core.every import SCHEDULES, TABLES, lambdas_of, samplers, times_of
+from tests.core.every import SCHEDULES, TABLES, deterministic, lambdas_of, samplers, times_of
 
 UNEVEN = [spacing for spacing in SPACINGS if spacing != "leading"]
 STARTS = [1.0, 0.9, 0.4]
@@ -244,3 +246,42 @@ def test_where_the_cosine_schedule_is_held_nothing_is_drawn(sampler):
     assert grid[0].start.lam == grid[0].end.lam
     assert all(step.renoise is None for step in grid)
     assert times_of(grid) == sorted(times_of(grid), reverse=True)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
+def test_the_last_step_is_repeated_without_noise_in_between(schedule):
+    for spacing in ("time", "lambda"):
+        walks = zip(deterministic(8, spacing=spacing), deterministic(8, spacing=spacing, repeats=3), strict=True)
+        for plain, repeated in [*walks, (DDIM(8, spacing, eta=1.0), DDIM(8, spacing, eta=1.0, repeats=3))]:
+            grid = repeated.grid(schedule)
+            assert grid[:8] == plain.grid(schedule)
+            assert repeated.evaluations(schedule) == plain.evaluations(schedule) + 3
+            for place, step in enumerate(grid[8:], 8):
+                assert (step.start, step.end, step.index) == (grid[7].start, CLEAN, place)
+                assert step.place == grid[7].place + place - 7
+                assert step.renoise is None and step.inner is None
+                assert repeated.draws(step) == 0
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    [DDIM(3), DDIM(3, eta=1.0), DPMSolver(3), DPMSolver(3, order=3, sde=True), Heun(3), Heun(3, churn=1.0)],
+    ids=str,
+)
+def test_a_repeated_step_goes_to_the_estimate_of_what_it_is_given(sampler):
+    # To the data, every sampler's step is x0 itself: here half of x, so that three more steps leave an eighth.
+    denoiser = core.wrap(lambda x, t: 0.5 * x, VPLinear())
+    noise = core.normal(range(4), (2,), dtype=torch.float64)
+    once = core.sample(denoiser, noise, sampler).x
+    assert torch.allclose(core.sample(denoiser, noise, replace(sampler, repeats=3)).x, once / 8, atol=1e-14)
+
+
+def test_what_cannot_be_repeated():
+    for options in ({"repeats": -1}, {"repeats": 2, "stop": 0.1}):
+        with pytest.raises(ValueError, match="repeats its last step to the data, with stop = 0"):
+            DDIM(4, **options)
+    for sampler in (DDIM(1, repeats=1), Consistency(1, repeats=1)):
+        with pytest.raises(ValueError, match="one step of a walk begins with noise and cannot be repeated"):
+            sampler.grid(VPLinear())
+    config = SamplerConfig("dpm", 10, repeats=2)
+    assert (config.build(), str(config)) == (DPMSolver(10, repeats=2), "dpm-10, repeats 2")
