@@ -48,9 +48,11 @@ def command(arguments: list[str]) -> None:
 
 
 def _collection(demo: Demo, output: Path, dataset: str) -> Job:
-    config = Collect(
-        quality=dataset, episodes=demo.collected, seed=demo.seed, data=str(output / "datasets"), overwrite=True
-    )
+    register_schemas()
+    chosen = [f"quality={dataset}", f"episodes={demo.collected}", f"seed={demo.seed}", "overwrite=true"]
+    config = to_object(compose_config("collect", chosen))
+    assert isinstance(config, Collect)
+    config.data = str(output / "datasets")
     return Job(f"collect {dataset}", demo.collected * config.task.max_cycles, _collect, (config,))
 
 

@@ -223,3 +223,19 @@ def test_names_with_dollars_and_brackets_are_text():
 def test_shorten_keeps_both_ends():
     assert shorten("short", 5) == "short"
     assert shorten("mpe-spread-mixed-madiff-s0", 9) == "mpe-…f-s0"
+
+
+@pytest.mark.slow
+def test_the_demo_in_small(tmp_path, monkeypatch):
+    """All of it, with hardly any episodes and steps; and again, with nothing left to do."""
+    monkeypatch.chdir(tmp_path)
+    command = ["demo", "output=demo", "collected=20", "episodes=4", "baselines=[bc]", "scales=[0.0,1.0]", "workers=1"]
+    assert main([*command, "overrides=['trainer.steps=4']"]) == 0
+    rows = json.loads(Path("demo/summary.json").read_text())
+    assert [(row["dataset"], row["method"]) for row in rows] == [
+        (dataset, method) for dataset in ("expert", "mixed") for method in ("madiff", "madiff", "bc")
+    ]
+    written = Path("demo/report.html").read_text()
+    assert main([*command, "overrides=['trainer.steps=4']"]) == 0
+    assert json.loads(Path("demo/summary.json").read_text()) == rows
+    assert "expert" in written
