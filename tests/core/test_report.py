@@ -1,5 +1,6 @@
 import base64
 import html
+import json
 import math
 import re
 from dataclasses import replace
@@ -10,6 +11,7 @@ from xml.etree import ElementTree
 import matplotlib
 import pytest
 
+from core.cli import main
 from core.evaluations import Row
 from core.figures import Figure, learning_curves, return_against_scale, shorten
 from core.report import write_report
