@@ -15,6 +15,7 @@ from core.data.normalisers import normaliser_of
 from core.denoiser import NetworkDenoiser
 from core.edits import Box, Clamp, Edit, GradientMove
 from core.environments import TeamSpec
+from core.errors import UserError
 from core.guidance import ClassifierFree
 from core.losses import UniformTimes, diffusion_loss
 from core.networks import PlanValues, TemporalUNet
@@ -100,6 +101,8 @@ class Trebi(Algorithm):
     # Training
 
     def prepare(self, trajectories: Trajectories) -> BudgetWindows:
+        if trajectories.present is not None:
+            raise UserError("agents leave early in these data, and trebi plans for all of a team to the end")
         config, device = self.config, self.length.device
         observations = trajectories.observations.to(device)
         self.normaliser.fit(observations)

@@ -1,6 +1,7 @@
 """TREBI against models whose returns and costs are known, and by hand."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -238,5 +239,8 @@ def test_mistakes_are_named():
         made().plan(torch.zeros(1, A, SEEN), -1.0)
     with pytest.raises(UserError, match=r"planning\.every=17"):
         made().policy(Acting(planning=PlanningConfig(every=17)))
+    data = episodes()
+    with pytest.raises(UserError, match="agents leave early"):
+        made().prepare(replace(data, present=torch.ones(len(data.observations), A, dtype=torch.bool)))
     with pytest.raises(ValueError, match="choices"):
         Trebi(TrebiConfig(), TeamSpec(1, 3, 2, discrete=True))
